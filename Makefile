@@ -1,0 +1,58 @@
+# One place for every command of this repository. A bare machine needs Python >= 3.11 (with venv), make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# A find-links folder or an extra index in the caller's environment could bring a build of torch that does not
+# match torchvision: the pins below come from the default index alone.
+CLEAN := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL
+
+.PHONY: help setup demo check test test-long lint types layers numbers wheel-test clean
+
+help:
+	@echo "make demo       draw scenes, train a teacher, a student alone and a distilled student (about 5 minutes)"
+	@echo "make check      lint, types, layers, numbers of the docs, fast tests (about 90 s)"
+	@echo "make test       everything of check, the full tests, the wheel in a clean environment (under 12 minutes)"
+	@echo "make test-long  the slow tests; leaves benchmarks/results/test-long.json"
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "densekd needs Python 3.11 or newer, found %d.%d; choose one with: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(CLEAN) $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(CLEAN) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q -r requirements.txt
+	$(CLEAN) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --no-deps -e .
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/densekd demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+numbers: $(READY)
+	$(BIN)/python tools/check_numbers.py
+
+check: lint types layers numbers
+	$(BIN)/python -m pytest -q -m "not slow and not long"
+
+test: check
+	$(BIN)/python -m pytest -q -m "slow and not long"
+	$(MAKE) wheel-test
+
+wheel-test: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(CLEAN) $(BIN)/python tools/wheel_test.py
+
+test-long: $(READY)
+	$(BIN)/python tools/test_long.py
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,56 @@
+"""Channel-wise knowledge distillation for dense prediction.
+
+Names are loaded when first used (PEP 562): `import densekd` loads neither torch nor any other large library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from densekd._version import __version__
+
+if TYPE_CHECKING:
+    from densekd import functional as functional
+    from densekd import losses as losses
+    from densekd.distiller import Distiller as Distiller
+    from densekd.distiller import DistillOutput as DistillOutput
+    from densekd.distiller import Term as Term
+    from densekd.doctor import Report as Report
+    from densekd.doctor import preflight as preflight
+    from densekd.runs import Run as Run
+    from densekd.runs import distill as distill
+    from densekd.runs import train as train
+    from densekd.teacher import TeacherInput as TeacherInput
+    from densekd.teacher import TeacherSource as TeacherSource
+
+# public name -> module that defines it; a module stands for itself
+_NAMES = {
+    "DistillOutput": "densekd.distiller",
+    "Distiller": "densekd.distiller",
+    "Report": "densekd.doctor",
+    "Run": "densekd.runs",
+    "TeacherInput": "densekd.teacher",
+    "TeacherSource": "densekd.teacher",
+    "Term": "densekd.distiller",
+    "distill": "densekd.runs",
+    "functional": "densekd.functional",
+    "losses": "densekd.losses",
+    "preflight": "densekd.doctor",
+    "train": "densekd.runs",
+}
+
+__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        target = _NAMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'densekd' has no attribute {name!r}") from None
+    module = importlib.import_module(target)
+    return module if target == f"densekd.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,149 @@
+"""The one module that writes the files of a run: whole or not at all.
+
+Every write goes to a temporary name in the same folder, is flushed to disk (`fsync`), renamed over the final name,
+and the folder itself is flushed, so that a kill at any moment leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as _load_tensors
+from safetensors.torch import save as _save_tensors
+
+from densekd.errors import CheckpointError
+
+_TEMPORARY = ".part"
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows cannot open a folder; there the rename itself is as durable as it gets.
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON atomically; NaN and infinities are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors as safetensors bytes: on the CPU, contiguous, none sharing memory with another.
+
+    safetensors refuses channels_last and tied tensors; each is written as its own contiguous copy, so that the
+    file loads with `load_state_dict` in the network's own library.
+    """
+    plain = {
+        name: tensor.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return _save_tensors(plain, dict(metadata) if metadata else None)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file atomically."""
+    write_bytes(path, tensor_bytes(tensors, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU; a damaged or missing file is a `CheckpointError` that names it."""
+    try:
+        return _load_tensors(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except Exception as error:  # safetensors raises its own class for every kind of damage
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged or missing file is a `CheckpointError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of several files as one unit: a temporary folder with all of them, then one rename.
+
+    An existing folder of that name is replaced. A folder is complete if it exists under its final name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: renamed to a temporary name first, so that no half-removed folder bears the final name."""
+    if not path.exists():
+        return
+    doomed = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+    _sync_folder(path.parent)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder` and its sub-folders."""
+    for left in folder.rglob(f".*{_TEMPORARY}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

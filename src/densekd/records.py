@@ -1,0 +1,205 @@
+"""What runs, studies and benchmarks leave behind, as validated values (schema 1).
+
+Numbers of accuracy are fractions from 0 to 1; seconds, bytes and floating-point operations are what they say.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["running", "done", "failed", "interrupted"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+
+class Scores(_Record):
+    """Metrics of one evaluation over a whole split (one confusion matrix)."""
+
+    miou: float
+    pixel_accuracy: float
+    iou: dict[str, float | None] = Field(description="IoU per class; null: absent from truth and prediction")
+    images: int
+
+
+class BestScores(Scores):
+    step: int
+
+
+class Cost(_Record):
+    seconds_per_step: float | None = Field(None, description="median over the steps after warm-up")
+    teacher_seconds_per_step: float | None = None
+    peak_memory_bytes: int | None = Field(None, description="peak resident memory (CPU) or allocated memory (CUDA)")
+    total_seconds: float = 0.0
+    device: str = "cpu"
+
+
+class NetworkCost(_Record):
+    parameters: int = Field(description="live parameters: used in the forward pass")
+    dead_parameters: int = 0
+    flops: int | None = Field(None, description="floating-point operations of one image of the run's size")
+
+
+class TeacherCost(NetworkCost):
+    miou: float | None = None
+    sha256: str = ""
+
+
+class RunRecord(_Record):
+    """`record.json` of a run."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    status: Status
+    error: str | None = None
+    method: str
+    seed: int
+    split: str
+    selection: str = Field("", description="which evaluation chose the best student")
+    steps: int
+    epochs: float
+    final: Scores | None = None
+    best: BestScores | None = None
+    extra_splits: dict[str, Scores] = Field(default_factory=dict, description="further splits, final weights")
+    cost: Cost = Field(default_factory=Cost)
+    student: NetworkCost | None = None
+    teacher: TeacherCost | None = None
+    preflight: dict[str, Any] | None = None
+    warnings: list[str] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+    recipe_sha256: str = ""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Gain(_Record):
+    """Gain over the student alone, paired by seed; `low` and `high` are a 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class StudyScores(_Record):
+    miou: list[float]
+    mean: float
+    sd: float
+
+
+class StudyCost(_Record):
+    seconds_per_step: float | None = None
+    peak_memory_bytes: int | None = None
+    extra_parameters: int = 0
+    total_seconds: float | None = None
+
+
+class StudyMethod(_Record):
+    name: str
+    where: str = Field(description="logits, features, logits+features, or - for the student alone")
+    seeds: list[int]
+    final: StudyScores
+    best: StudyScores
+    gain: Gain | None = None
+    iou: dict[str, float | None] = Field(default_factory=dict, description="mean over seeds, final weights")
+    extra_splits: dict[str, StudyScores] = Field(default_factory=dict)
+    cost: StudyCost
+    student: NetworkCost | None = None
+
+
+class StudyRecord(_Record):
+    """`study.json`: several runs compared."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: str
+    data: dict[str, Any]
+    teacher: dict[str, Any]
+    methods: list[StudyMethod]
+    command: str = ""
+    environment: dict[str, str]
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class BenchCase(_Record):
+    name: str
+    variant: str
+    median_seconds: float
+    ratio: float | None = Field(description="speed-up over the case's reference variant")
+    peak_bytes: int | None = None
+    error: float | None = Field(None, description="relative error against float64")
+    samples: list[float]
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class BenchRecord(_Record):
+    """A benchmark's record; committed ones live under `benchmarks/results/`."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    bench: Literal["loss", "methods", "step", "data", "scaling", "latency"]
+    device: str
+    threads: int
+    command: str
+    commit: str
+    load: list[float] = Field(description="load averages (1, 5, 15 minutes) at the start")
+    cases: list[BenchCase]
+    environment: dict[str, str]
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+def dump(record: BaseModel) -> dict[str, Any]:
+    """The record as plain JSON values, with its public key names."""
+    return record.model_dump(mode="json", by_alias=True)
+
+
+def commit() -> str:
+    """The commit of the source tree that runs, with `+changes` where files differ from it; empty outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__) == "":
+            return ""
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+_PACKAGES = ("densekd", "torch", "torchvision", "accelerate", "segmentation-models-pytorch", "timm", "transformers")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, str]:
+    """Versions, machine and commit, for a record."""
+    import os
+
+    found: dict[str, str] = {"python": sys.version.split()[0], "platform": platform.platform(), "cpu": _cpu_name()}
+    found["cpus"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["commit"] = commit()
+    found["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
+    return found
