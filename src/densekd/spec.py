@@ -1,0 +1,11 @@
+"""Base of every part of a recipe: a validated, frozen value that refuses unknown keys."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """A part of a recipe. Each layer defines its own; `densekd.config` composes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
