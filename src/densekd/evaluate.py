@@ -1,0 +1,115 @@
+"""Score a network on a whole split: one confusion matrix, labels at their original size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from densekd.data.views import eval_collate
+from densekd.metrics import ConfusionMeter
+from densekd.records import Scores
+from densekd.taps import main_output
+from densekd.tasks.segmentation import SegmentationTask
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast of the run's precision on the run's device; nothing for float32."""
+    if precision not in _AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside the block the network is in eval mode; after it, every submodule has the mode it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` indices spread evenly over `range(total)` (all of them when `count >= total`)."""
+    if count >= total:
+        return list(range(total))
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def confusion(
+    network: nn.Module,
+    view: Dataset[dict[str, Any]],
+    task: SegmentationTask,
+    *,
+    device: torch.device,
+    batch_size: int = 8,
+    workers: int = 0,
+    precision: str = "float32",
+    channels_last: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> ConfusionMeter:
+    """The confusion matrix of `network` over all of `view`.
+
+    Args:
+        view: items as of `densekd.data.views.EvalView`: image, label at its original size, index.
+        watch: called with (images done, images in all) before every batch.
+        prepare: applied to a batch of images first (the teacher's own normalisation and size, for instance).
+    """
+    meter = ConfusionMeter(task.num_classes, task.ignore_index)
+    total, done = len(view), 0  # type: ignore[arg-type]
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        view,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=eval_collate,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with evaluation_mode(network), torch.no_grad():
+        for batch in loader:
+            if watch is not None:
+                watch(done, total)
+            image = batch["image"].to(device)
+            if channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            if prepare is not None:
+                image = prepare(image)
+            with autocast(device, precision):
+                output = network(image)
+            for row, label in enumerate(batch["labels"]):
+                prediction = task.predict(_row(output, row), tuple(label.shape[-2:]))
+                meter.update(prediction[0].cpu(), label)
+            done += len(batch["labels"])
+    if watch is not None:
+        watch(done, total)
+    return meter
+
+
+def _row(output: Any, row: int) -> torch.Tensor:
+    return main_output(output)[row : row + 1]
+
+
+def evaluate(
+    network: nn.Module,
+    view: Dataset[dict[str, Any]],
+    task: SegmentationTask,
+    class_names: tuple[str, ...],
+    **options: Any,
+) -> Scores:
+    """Scores of `network` over all of `view`; options as of `confusion`."""
+    meter = confusion(network, view, task, **options)
+    return Scores(**meter.scores(class_names))
+
+
+def some_of(view: Dataset[dict[str, Any]], count: int) -> Subset[dict[str, Any]]:
+    """`count` items of a view, spread evenly over it."""
+    return Subset(view, spread(len(view), count))  # type: ignore[arg-type]

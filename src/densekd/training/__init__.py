@@ -1,0 +1,1 @@
+"""Training on Accelerate: batcher, stepper, recorder, checkpointer, and the loop that joins them."""

@@ -1,0 +1,163 @@
+"""Checkpoints: folders written whole, with checksums; the last two and the best are kept; nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from densekd import files
+from densekd.errors import CheckpointError
+from densekd.training.stepper import Stepper
+
+_STATE = "state.json"
+_SUMS = "checksums.json"
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps taken, whether the evaluation due there is done, and the best score so far."""
+
+    taken: int = 0
+    evaluated: bool = False
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    skipped_steps: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain.setdefault(str(index), {})[key] = value
+    return tensors, {"param_groups": state["param_groups"], "plain": plain}
+
+
+def _optimizer_state(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    for index, entries in meta["plain"].items():
+        state.setdefault(int(index), {}).update(entries)
+    return {"state": state, "param_groups": meta["param_groups"]}
+
+
+class Checkpointer:
+    """Saves and restores all that a resume needs: student, adapters, optimiser, moving average, position."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder / "checkpoints"
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, stepper: Stepper, position: Position) -> Path:
+        """Write the checkpoint of `position.taken` steps, point `latest` at it, and drop older ones."""
+        objective = stepper.plain
+        extra = objective.extra_state()
+        tensors, meta = _optimizer_files(_plain_optimizer(stepper.optimizer))
+        content = {
+            "student.safetensors": files.tensor_bytes(objective.student.state_dict()),
+            "optimizer.safetensors": files.tensor_bytes(tensors),
+            "optimizer.json": json.dumps(meta).encode(),
+            _STATE: json.dumps({"schema": 1, **vars(position)}, allow_nan=False).encode(),
+        }
+        if extra is not None:
+            content["adapters.safetensors"] = files.tensor_bytes(extra.state_dict())
+        if stepper.average is not None:
+            content["average.safetensors"] = files.tensor_bytes(stepper.average.state_dict())
+        scaler = stepper.accelerator.scaler
+        if scaler is not None:
+            content["scaler.json"] = json.dumps(scaler.state_dict()).encode()
+        content[_SUMS] = json.dumps({name: files.sha256(data) for name, data in content.items()}).encode()
+        path = self.path(position.taken)
+        files.write_folder(path, content)
+        files.write_text(self.folder / "latest", path.name + "\n")
+        self._drop_old(position)
+        return path
+
+    def _drop_old(self, position: Position) -> None:
+        kept = {path.name for path in sorted(self.folder.glob("step-*"))[-self.keep :]}
+        if position.best is not None:
+            kept.add(self.path(int(position.best["step"])).name)
+        for path in self.folder.glob("step-*"):
+            if path.name not in kept:
+                files.remove_folder(path)
+
+    def latest(self) -> Path | None:
+        """The newest undamaged checkpoint, or None when there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: there are checkpoints and every one is damaged.
+        """
+        files.sweep_temporaries(self.folder)
+        found = sorted(self.folder.glob("step-*"), reverse=True)
+        reasons = []
+        for path in found:
+            reason = self.damage(path)
+            if reason is None:
+                self.passed_over = reasons
+                return path
+            reasons.append(reason)
+        self.passed_over = reasons
+        if reasons:
+            raise CheckpointError("no checkpoint can be used: " + "; ".join(reasons))
+        return None
+
+    passed_over: list[str] = []  # noqa: RUF012 - replaced, never changed in place
+
+    @staticmethod
+    def damage(path: Path) -> str | None:
+        """Why a checkpoint cannot be used, or None when all its files have the checksums it recorded."""
+        try:
+            sums = files.read_json(path / _SUMS)
+            for name, expected in sums.items():
+                if files.sha256_file(path / name) != expected:
+                    return f"{path / name}: its checksum differs from the one recorded"
+        except (CheckpointError, OSError, AttributeError) as error:
+            return f"{path}: {error}"
+        return None
+
+    def load(self, path: Path, stepper: Stepper) -> Position:
+        """Bring student, adapters, optimiser and moving average to the state saved at `path`."""
+        objective = stepper.plain
+        _load(objective.student, path / "student.safetensors")
+        extra = objective.extra_state()
+        if extra is not None:
+            _load(extra, path / "adapters.safetensors")
+        if stepper.average is not None:
+            _load(stepper.average, path / "average.safetensors")
+        tensors = files.read_tensors(path / "optimizer.safetensors")
+        meta = files.read_json(path / "optimizer.json")
+        _plain_optimizer(stepper.optimizer).load_state_dict(_optimizer_state(tensors, meta))
+        scaler = stepper.accelerator.scaler
+        if scaler is not None:
+            scaler.load_state_dict(files.read_json(path / "scaler.json"))
+        state = files.read_json(path / _STATE)
+        state.pop("schema")
+        return Position(**state)
+
+
+def _plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    # AcceleratedOptimizer holds the torch optimiser as `.optimizer`.
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(files.read_tensors(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the network of this recipe: {error}") from None

@@ -1,0 +1,115 @@
+"""The training loop: evaluate when due, save when due, stop when asked, else take a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from densekd import files
+from densekd.records import BestScores, Scores
+from densekd.training.batcher import Batcher
+from densekd.training.checkpointer import Checkpointer, Position
+from densekd.training.recorder import Recorder
+from densekd.training.signals import Interrupted, StopSignals
+from densekd.training.specs import TrainSpec
+from densekd.training.stepper import Stepper, StepResult
+
+
+class Progress(Protocol):
+    """What a user watches while a run trains."""
+
+    def step(self, taken: int, steps: int, result: StepResult) -> None: ...
+
+    def evaluating(self, done: int, images: int) -> None: ...
+
+    def evaluated(self, taken: int, scores: Scores, best: bool) -> None: ...
+
+    def said(self, line: str) -> None: ...
+
+
+Evaluate = Callable[[Callable[[int, int], None]], Scores]
+
+
+@dataclass
+class Loop:
+    """The parts of one training run, joined by `run`."""
+
+    spec: TrainSpec
+    steps: int
+    batcher: Batcher
+    stepper: Stepper
+    recorder: Recorder
+    checkpointer: Checkpointer
+    evaluate: Evaluate
+    progress: Progress
+    signals: StopSignals
+
+    def run(self, position: Position) -> Position:
+        """Train from `position` to the last step.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint of this very moment is written.
+            NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands.
+        """
+        micro = self.spec.accumulate
+        batches = self.batcher.batches(position.taken * micro, self.steps * micro)
+        while True:
+            if self._evaluation_due(position):
+                self._evaluate(position)
+                self._save(position)
+            elif position.taken and position.taken % self.spec.checkpoint_every == 0:
+                self._save(position)
+            if position.taken == self.steps:
+                return position
+            self._leave_if_asked(position)
+            result = self.stepper.step(position.taken, batches)
+            position.taken += 1
+            position.evaluated = False
+            position.skipped_steps += result.skipped
+            self.recorder.log(position.taken, result)
+            self.progress.step(position.taken, self.steps, result)
+
+    def _evaluation_due(self, position: Position) -> bool:
+        if position.evaluated or position.taken == 0:
+            return False
+        every = self.spec.evaluate_every
+        return position.taken == self.steps or (every is not None and position.taken % every == 0)
+
+    def _evaluate(self, position: Position) -> None:
+        def watch(done: int, images: int) -> None:
+            self._leave_if_asked(position)
+            self.progress.evaluating(done, images)
+
+        scores = self.evaluate(watch)
+        best = position.best is None or scores.miou > position.best["miou"]
+        position.last = scores.model_dump(mode="json")
+        if best:
+            position.best = {**position.last, "step": position.taken}
+            # A kill between here and the checkpoint is harmless: the resumed run comes here again with equal bits.
+            files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
+        position.evaluated = True
+        self.progress.evaluated(position.taken, scores, best)
+
+    def _save(self, position: Position) -> None:
+        self.recorder.write_log()
+        self.checkpointer.save(self.stepper, position)
+        self.recorder.update(**scores_of(position))
+
+    def _leave_if_asked(self, position: Position) -> None:
+        if self.signals.asked is None:
+            return
+        self._save(position)
+        raise Interrupted(
+            f"stopped after step {position.taken} of {self.steps}; everything is saved", self.signals.asked
+        )
+
+
+def scores_of(position: Position) -> dict[str, Any]:
+    """The record's fields that a position determines."""
+    found: dict[str, Any] = {}
+    if position.last is not None:
+        found["final"] = Scores(**position.last)
+    if position.best is not None:
+        found["best"] = BestScores(**position.best)
+    return found

@@ -1,0 +1,73 @@
+"""What a step minimises: the task loss of the student alone, or with the distillation terms added."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from densekd.distiller import Distiller
+
+
+class TaskLoss(Protocol):
+    """The part of a task that training needs."""
+
+    def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Objective(nn.Module):
+    """Module from a batch to (total loss, detached parts by name); what Accelerate prepares and DDP wraps."""
+
+    student: nn.Module
+
+    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def extra_state(self) -> nn.Module | None:
+        """What is trained besides the student (adapters, loss parameters), for checkpoints."""
+        return None
+
+    def set_weights(self, weights: dict[str, float]) -> None:
+        """Set the weights of the distillation terms for the coming step."""
+
+
+class Alone(Objective):
+    """The student alone: `total = task loss`."""
+
+    def __init__(self, student: nn.Module, task: TaskLoss) -> None:
+        super().__init__()
+        self.student = student
+        self._task = task
+
+    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._task.loss(self.student(image), label)
+
+
+class Distilled(Objective):
+    """The student with its teacher: `total = task loss + sum of weighted terms`."""
+
+    def __init__(self, distiller: Distiller, task: TaskLoss) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self._task = task
+
+    @property
+    def student(self) -> nn.Module:  # type: ignore[override]
+        return self.distiller.student
+
+    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        out = self.distiller(image, labels=label, valid=valid)
+        task, parts = self._task.loss(out.student, label)
+        return task + out.loss, {**parts, **out.parts}
+
+    def extra_state(self) -> nn.Module | None:
+        return self.distiller.adapters
+
+    def set_weights(self, weights: dict[str, float]) -> None:
+        self.distiller.set_weights(weights)
+
+
+def padding_mask(valid: Tensor) -> Tensor | None:
+    """The mask of real pixels, or None when no image of the batch was padded (the common case costs nothing)."""
+    return None if bool(torch.all(valid)) else valid

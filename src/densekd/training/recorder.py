@@ -1,0 +1,96 @@
+"""`log.csv` and `record.json` of a run: rows in memory, files written whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from densekd import files
+from densekd.errors import CheckpointError
+from densekd.records import RunRecord, dump
+from densekd.training.stepper import StepResult
+
+FIXED = ("step", "loss")
+TIMES = ("seconds", "data_wait")
+_FLUSH_SECONDS = 20.0
+
+
+class Recorder:
+    """Collects a row per logged step and keeps `record.json` up to date.
+
+    `step` in a row counts from 1: the number of steps taken. Floats are written with `repr`, so that two logs can be
+    compared bit for bit. On a resume the rows after the checkpoint are dropped: those steps are taken again.
+    """
+
+    def __init__(self, folder: Path, record: RunRecord, log_every: int) -> None:
+        self.folder, self.record, self.log_every = folder, record, log_every
+        self.rows: list[dict[str, str]] = []
+        self._written = time.monotonic()
+        self._seconds_before = record.cost.total_seconds
+        self._begin = time.monotonic()
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.csv"
+
+    def resume_at(self, step: int) -> None:
+        """Read the log of the interrupted run up to `step`."""
+        if step == 0:
+            return
+        try:
+            text = self.log_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.log_path}: no such file, but a checkpoint at step {step} exists") from None
+        self.rows = [row for row in csv.DictReader(io.StringIO(text)) if int(row["step"]) <= step]
+
+    def log(self, taken: int, result: StepResult) -> None:
+        """Add the row of the step that brought the count to `taken`."""
+        if taken % self.log_every:
+            return
+        norm = "" if result.grad_norm is None else repr(result.grad_norm)
+        parts = {name: repr(value) for name, value in result.parts.items()}
+        self.rows.append(
+            {
+                "step": str(taken),
+                "loss": repr(result.loss),
+                **parts,
+                "lr": repr(result.learning_rate),
+                "grad_norm": norm,
+                "seconds": f"{result.seconds:.6f}",
+                "data_wait": f"{result.data_wait:.6f}",
+            }
+        )
+        if time.monotonic() - self._written > _FLUSH_SECONDS:
+            self.write_log()
+
+    def write_log(self) -> None:
+        """Write `log.csv`."""
+        if self.rows:
+            columns = list(dict.fromkeys(name for row in self.rows for name in row))
+            stream = io.StringIO()
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            files.write_text(self.log_path, stream.getvalue())
+        self._written = time.monotonic()
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record and write it."""
+        cost = self.record.cost.model_copy(
+            update={
+                "seconds_per_step": self.seconds_per_step(),
+                "total_seconds": round(self._seconds_before + time.monotonic() - self._begin, 3),
+            }
+        )
+        changed = {"cost": changes.pop("cost", cost), **changes}
+        self.record = self.record.model_copy(update=changed)
+        files.write_json(self.folder / "record.json", dump(self.record))
+
+    def seconds_per_step(self) -> float | None:
+        """Median seconds of a step, the first three left out (they pay for start-up)."""
+        seconds = [float(row["seconds"]) for row in self.rows[3:] or self.rows]
+        return round(statistics.median(seconds), 6) if seconds else None
