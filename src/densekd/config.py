@@ -187,7 +187,9 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys allowed where an unknown key stood. Tags of unions in a pydantic location are passed over."""
     here: list[type[BaseModel]] = [Recipe]
     for part in location[:-1]:
-        deeper = [m for model in here if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)]
+        deeper = [
+            m for model in here if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)
+        ]
         here = deeper or here
     return sorted({key for model in here for key in model.model_fields})
 

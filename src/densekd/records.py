@@ -176,7 +176,15 @@ def commit() -> str:
         return ""
 
 
-_PACKAGES = ("densekd", "torch", "torchvision", "accelerate", "segmentation-models-pytorch", "timm", "transformers")
+_PACKAGES = (
+    "densekd",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "segmentation-models-pytorch",
+    "timm",
+    "transformers",
+)
 
 
 def _cpu_name() -> str:
@@ -193,7 +201,11 @@ def environment() -> dict[str, str]:
     """Versions, machine and commit, for a record."""
     import os
 
-    found: dict[str, str] = {"python": sys.version.split()[0], "platform": platform.platform(), "cpu": _cpu_name()}
+    found: dict[str, str] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+    }
     found["cpus"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     for package in _PACKAGES:
         try:

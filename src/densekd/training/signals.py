@@ -12,7 +12,7 @@ from densekd.errors import DensekdError
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(DensekdError):
+class Interrupted(DensekdError):  # noqa: N818 - not an error: what the user asked for
     """The user or the system asked the run to stop; everything is saved. `exit_code` is 130 or 143."""
 
     def __init__(self, message: str, signal_number: int) -> None:

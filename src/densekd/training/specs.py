@@ -66,7 +66,10 @@ class TrainSpec(Spec):
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec, description="learning-rate schedule")
     clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of the whole gradient; null: no limit")
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="decay of an exponential moving average of the student, evaluated and shipped"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the student, evaluated and shipped",
     )
     evaluate_every: PositiveInt | None = Field(None, description="steps between evaluations; null: at the end only")
     evaluate_batch_size: PositiveInt = Field(8, description="images a batch in evaluation")

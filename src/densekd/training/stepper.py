@@ -126,7 +126,9 @@ class Stepper:
         value = float(norm) if norm is not None else float("nan")
         # With a loss scaler an overflow is the scaler's business: it skips the step and halves the scale.
         if scaler is None and not torch.isfinite(torch.tensor(value)):
-            raise NonFiniteError(f"step {number}: the gradient is not finite (its norm is {value}); nothing was updated")
+            raise NonFiniteError(
+                f"step {number}: the gradient is not finite (its norm is {value}); nothing was updated"
+            )
         return value
 
 

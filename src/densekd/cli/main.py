@@ -1,0 +1,62 @@
+"""The `densekd` command. Heavy imports happen inside the commands: `densekd --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from densekd._version import __version__
+from densekd.cli import bench, demo, listing, looking, training
+from densekd.cli.guard import DEBUG
+
+app = typer.Typer(
+    name="densekd",
+    help="Channel-wise knowledge distillation for dense prediction: a large frozen teacher, a small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"densekd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the line).")] = False,
+) -> None:
+    """Options of every command."""
+
+
+app.command("demo")(demo.demo)
+app.command("train")(training.train)
+app.command("distill")(training.distill)
+app.command("evaluate")(looking.evaluate)
+app.command("predict")(looking.predict)
+app.command("doctor")(training.doctor)
+app.add_typer(bench.app, name="bench")
+app.command("list")(listing.list_things)
+
+
+def main() -> None:
+    """Entry point of the `densekd` script."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:
+        os.environ[DEBUG] = "1"
+        arguments = [argument for argument in arguments if argument != "--debug"]
+    app(args=arguments, prog_name="densekd")
+
+
+if __name__ == "__main__":
+    main()

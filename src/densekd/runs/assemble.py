@@ -1,0 +1,165 @@
+"""From a recipe to the parts of a run: data, task, student, teacher, distiller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from densekd.config import Recipe, TeacherSpec
+from densekd.data.base import SegmentationSet
+from densekd.data.build import DataBundle, build_data
+from densekd.data.keyed import keyed_seed
+from densekd.data.transforms import EvalTransform, TrainTransform
+from densekd.data.views import EvalView, TrainView
+from densekd.distiller import Distiller, Term
+from densekd.errors import ConfigError
+from densekd.losses.catalog import METHODS, make_loss
+from densekd.models.build import build_model
+from densekd.models.measure import Measured, measure
+from densekd.tasks.segmentation import SegmentationTask
+from densekd.teacher import TeacherInput
+
+
+@dataclass
+class Parts:
+    """What a run is made of, before any training state exists."""
+
+    recipe: Recipe
+    data: DataBundle
+    task: SegmentationTask
+    student: nn.Module
+    device: torch.device
+    notices: list[str] = field(default_factory=list)
+
+    def train_view(self) -> TrainView:
+        transform = TrainTransform.from_spec(self.recipe.data.augment, self.data.ignore_index)
+        return TrainView(self.data.train, transform, seed=self.recipe.seed)
+
+    def eval_view(self, which: SegmentationSet | None = None) -> EvalView:
+        return EvalView(which or self.data.val, EvalTransform.from_spec(self.recipe.data.augment))
+
+    def example(self, count: int = 2) -> torch.Tensor:
+        """A few training images as the student sees them."""
+        view = self.train_view()
+        images = [view[(0, index % len(self.data.train))]["image"] for index in range(count)]
+        stacked = torch.stack(images).to(self.device)
+        return stacked.contiguous(memory_format=self.layout)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.recipe.runtime.channels_last else torch.contiguous_format
+
+    def to_device(self, network: nn.Module) -> nn.Module:
+        return network.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
+
+    def measured(self, network: nn.Module) -> Measured:
+        return measure(network, self.example(1))
+
+
+def choose_device(recipe: Recipe) -> torch.device:
+    """The recipe's device.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none, or float16 on a CPU.
+    """
+    asked = recipe.runtime.device
+    cuda = torch.cuda.is_available()
+    if asked == "cuda" and not cuda:
+        raise ConfigError("runtime.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu")
+    device = torch.device("cuda" if asked != "cpu" and cuda else "cpu")
+    if device.type == "cpu" and recipe.runtime.precision == "float16":
+        raise ConfigError("runtime.precision: float16 needs a CUDA device; on a CPU use bfloat16 or float32")
+    return device
+
+
+def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None) -> Parts:
+    """Check and open the data, build task and student (its initial weights depend on the seed alone)."""
+    if recipe.runtime.threads is not None:
+        torch.set_num_threads(recipe.runtime.threads)
+    device = choose_device(recipe)
+    data = build_data(recipe.data, check=True, progress=watch)
+    task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
+    torch.manual_seed(keyed_seed(recipe.seed, "student"))
+    student = build_model(recipe.student, task.num_outputs, base_folder=Path.cwd())
+    parts = Parts(recipe, data, task, student, device, list(data.notices))
+    parts.student = parts.to_device(student)
+    return parts
+
+
+_WEIGHT_OPTIONS = ("encoder_weights", "weights", "weights_backbone", "pretrained")
+
+
+def _has_weights(spec: TeacherSpec) -> bool:
+    if spec.checkpoint is not None or spec.untrained or any(spec.options.get(key) for key in _WEIGHT_OPTIONS):
+        return True
+    # A hub name brings its weights; a file's function is the user's own business.
+    return (spec.model.startswith("transformers:") and "/" in spec.model) or ".py:" in spec.model
+
+
+def require_teacher(recipe: Recipe) -> TeacherSpec:
+    """The recipe's teacher.
+
+    Raises:
+        ConfigError: no teacher, no terms, a method nobody knows, or a teacher without trained weights.
+    """
+    if recipe.teacher is None:
+        raise ConfigError("recipe: key 'teacher' is missing: distillation needs a teacher (or use `densekd train`)")
+    if not recipe.terms:
+        raise ConfigError("recipe: key 'terms' is missing: name at least one distillation term")
+    for place, term in enumerate(recipe.terms):
+        if term.method not in METHODS:
+            make_loss(term.method, term.options)  # raises, naming the nearest method
+        if term.weight == 0:
+            raise ConfigError(f"recipe: terms.{place}.weight: a term of weight 0 does nothing; leave it out")
+    if not _has_weights(recipe.teacher):
+        raise ConfigError(
+            "teacher.checkpoint: missing: an untrained teacher teaches nothing. Give the run folder or file of a "
+            "trained teacher, for instance teacher.checkpoint=runs/my-teacher"
+        )
+    return recipe.teacher
+
+
+def build_teacher(parts: Parts) -> nn.Module:
+    """The recipe's teacher with its weights, on the run's device, in eval mode."""
+    spec = require_teacher(parts.recipe)
+    teacher = build_model(spec, parts.task.num_outputs, base_folder=Path.cwd())
+    return parts.to_device(teacher).eval()
+
+
+def teacher_input(recipe: Recipe) -> TeacherInput | None:
+    """How the student's images are brought to the teacher's normalisation and size; None when they are the same."""
+    spec = recipe.teacher
+    if spec is None or (spec.mean is None and spec.size is None):
+        return None
+    mean, std = recipe.data.augment.mean, recipe.data.augment.std
+    own_mean, own_std = spec.mean or mean, spec.std or std
+    return TeacherInput(mean=own_mean, std=own_std, student_mean=mean, student_std=std, size=spec.size)
+
+
+def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
+    """The distiller of the recipe's terms, dry-run on two training images. Adapters depend on the seed alone."""
+    terms = [
+        Term(
+            make_loss(spec.method, dict(spec.options)),
+            student=spec.student,
+            teacher=spec.teacher,
+            weight=spec.weight,
+            name=spec.name,
+        )
+        for spec in parts.recipe.terms
+    ]
+    torch.manual_seed(keyed_seed(parts.recipe.seed, "adapters"))
+    distiller = Distiller(
+        parts.student,
+        teacher,
+        terms,
+        parts.example(2),
+        teacher_input=teacher_input(parts.recipe),
+        num_classes=parts.task.num_outputs,
+    )
+    parts.notices.extend(distiller.notices)
+    return distiller
