@@ -1,0 +1,114 @@
+"""What every loss asks of its arguments, checked before any work starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekd.errors import ArgumentError, DtypeError, ShapeError, nearest
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_maps(student: Any, teacher: Any, *, same_shape: bool = True) -> None:
+    """Two floating-point maps (N, C, *spatial) on one device, of one shape unless told otherwise."""
+    for name, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor):
+            raise DtypeError(
+                f"{name}: expected a tensor (N, C, *spatial), got {type(value).__name__}; "
+                "pass the map itself (for a network that returns more, its entry 'out' or '.logits')"
+            )
+        if not value.is_floating_point():
+            raise DtypeError(
+                f"{name}: expected floating-point logits or features, got {value.dtype}; "
+                "pass the map before argmax, or convert it with .float()"
+            )
+        if value.ndim < 3:
+            raise ShapeError(
+                f"{name}: expected (N, C, *spatial) with at least one spatial axis, got {tuple(value.shape)}; "
+                "these losses compare maps, for vectors (N, C) add an axis or use a classification loss"
+            )
+        if value.numel() == 0:
+            raise ShapeError(
+                f"{name}: expected at least one element, got the empty shape {tuple(value.shape)}"
+            )
+    if student.device != teacher.device:
+        raise ArgumentError(
+            f"student is on {student.device}, teacher on {teacher.device}; move one of them with .to(device)"
+        )
+    if same_shape and student.shape != teacher.shape:
+        raise ShapeError(_shape_message(student.shape, teacher.shape))
+
+
+def _shape_message(student: torch.Size, teacher: torch.Size) -> str:
+    head = f"student and teacher must have one shape, got {tuple(student)} and {tuple(teacher)}"
+    if student[0] != teacher[0]:
+        return f"{head}; the batch sizes differ: give both networks the same images"
+    if student[1] != teacher[1]:
+        return f"{head}; the channels differ: put a 1x1 convolution on the student (the Distiller makes one)"
+    same_area = math.prod(student[2:]) == math.prod(teacher[2:])
+    note = " (the areas are equal, the positions are not)" if same_area else ""
+    return f"{head}; the sizes differ{note}: resize the student's map first (the Distiller does)"
+
+
+def check_temperature(temperature: Any) -> float:
+    """A positive finite number."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise DtypeError(f"temperature: expected a number, got {type(temperature).__name__}; for example 4.0")
+    if not 0.0 < temperature < math.inf:
+        raise ArgumentError(
+            f"temperature: expected a positive finite number, got {temperature}; for example 4.0"
+        )
+    return float(temperature)
+
+
+def check_mask(mask: Any, like: Tensor) -> None:
+    """None, or bool (N, *spatial) on the device of the maps."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise DtypeError(f"mask: expected a bool tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise DtypeError(
+            f"mask: expected bool, True where a position counts, got {mask.dtype}; for labels: labels != ignore_index"
+        )
+    expected = (like.shape[0], *like.shape[2:])
+    if tuple(mask.shape) != expected:
+        raise ShapeError(
+            f"mask: expected (N, *spatial) = {expected}, got {tuple(mask.shape)}; "
+            "one value per position of the map (resize it with mode='nearest'), without a channel axis"
+        )
+    if mask.device != like.device:
+        raise ArgumentError(f"mask is on {mask.device}, the maps on {like.device}; move it with .to(device)")
+
+
+def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """One of the known words."""
+    if value not in known:
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        listed = ", ".join(repr(k) for k in known)
+        raise ArgumentError(f"{name}: expected one of {listed}, got {value!r}{hint}")
+
+
+def check_reduction(reduction: Any) -> None:
+    check_choice("reduction", reduction, REDUCTIONS)
+
+
+def working_type(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """float64 where one of the maps is float64, else float32, whatever autocast says."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+
+def reduce_positions(pixels: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+    """Values (N, *spatial): their mean over valid positions (zero where there is none), their sum, or themselves."""
+    if mask is not None:
+        pixels = torch.where(mask, pixels, 0.0)
+    if reduction == "none":
+        return pixels
+    total = pixels.sum()
+    if reduction == "sum":
+        return total
+    return total / (pixels.numel() if mask is None else mask.sum().clamp(min=1))

@@ -1,0 +1,156 @@
+"""The custom operator behind `channelwise_kl`: one node in an autograd graph and in a compiled one.
+
+It returns the rows' values and, in the same pass, their gradient; the backward pass multiplies that by what comes
+from above into a fresh tensor, so a second backward through a retained graph is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekd.errors import SecondDerivativeError
+from densekd.functional.checks import working_type
+from densekd.kernels.channelwise import blocked as blocked_rows
+
+
+def whole_rows(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The definition in plain torch, all rows at once, on any device.
+
+    `temperature**2 * KL` of every row, (N, C), and its gradient `temperature * (q - p)` in the student's shape
+    (empty where it is not wanted). Rows without a valid position give zero.
+    """
+    working = working_type(student, teacher)
+    s, t = student.to(working).flatten(2), teacher.to(working).flatten(2)
+    valid = None if mask is None else mask.flatten(1)[:, None]  # (N, 1, P)
+    u, v = _centred(s, valid, temperature), _centred(t, valid, temperature)
+    q, p = u.exp(), v.exp()
+    q_mass, p_mass = q.sum(2, keepdim=True), p.sum(2, keepdim=True)
+    q, p = q / q_mass, p / p_mass
+    # 0 * (-inf - x) is no number, its limit is zero. The sum of q - p is zero but for rounding, which it cancels.
+    terms = torch.where(p > 0, p * (v - u + torch.log(q_mass / p_mass)), 0.0)
+    rows = temperature**2 * (terms.sum(2) + (q - p).sum(2)).clamp(min=0.0)
+    if valid is not None:
+        some = valid.any(2)
+        rows = torch.where(some, rows, 0.0)
+    rows = _saturate(rows, s, valid)
+    if not want_gradient:
+        return rows, student.new_empty(0, dtype=working)
+    slope = temperature * (q - p)
+    if valid is not None:
+        slope = torch.where(valid & some[..., None], slope, 0.0)
+    gradient = torch.empty_like(student, dtype=working)
+    return rows, gradient.copy_(slope.view(student.shape))
+
+
+def _centred(x: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+    """`(x - max x) / temperature` per row, -inf in void positions, zero in rows with nothing valid."""
+    if valid is not None:
+        x = torch.where(valid, x, -torch.inf)
+        x = torch.where(valid.any(2, keepdim=True), x, 0.0)
+    return (x - x.amax(2, keepdim=True)) / temperature
+
+
+def _saturate(rows: Tensor, student: Tensor, valid: Tensor | None) -> Tensor:
+    """Hold values of finite logits below what any reduction could overflow; infinite logits stay infinite."""
+    limit = torch.finfo(rows.dtype).max / (2 * rows.numel())
+    finite = student.isfinite() if valid is None else student.isfinite() | ~valid
+    return torch.where((rows > limit) & finite.all(2), limit, rows)
+
+
+def _rescued(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The blocked rows; those whose spread left the working type's range are done again in float64."""
+    rows, gradient = blocked_rows(student, teacher, mask, temperature, want_gradient)
+    working = working_type(student, teacher)
+    limit = torch.finfo(working).max / (2 * rows.numel())
+    if bool((rows <= limit).all()):
+        return rows.to(working), gradient
+    for image, channel in (~(rows <= limit)).nonzero().tolist():
+        at = (slice(image, image + 1), slice(channel, channel + 1))
+        part = None if mask is None else mask[image : image + 1]
+        value, slope = whole_rows(
+            student[at].double(), teacher[at].double(), part, temperature, want_gradient
+        )
+        rows[at] = torch.where(value.isfinite(), value.clamp(max=limit), value)
+        if want_gradient:
+            gradient[at] = slope.to(working)
+    return rows.to(working), gradient
+
+
+@torch.library.custom_op("densekd::channelwise_kl", mutates_args=())
+def rows_operator(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    blocked: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """`temperature**2 * KL(teacher || student)` per row, (N, C), and its gradient."""
+    with torch.autocast(student.device.type, enabled=False):
+        run = _rescued if blocked else whole_rows
+        return run(student, teacher, mask, temperature, want_gradient)
+
+
+@rows_operator.register_fake
+def _rows_fake(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    blocked: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    working = working_type(student, teacher)
+    rows = student.new_empty(student.shape[:2], dtype=working)
+    gradient = (
+        torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
+    )
+    return rows, gradient
+
+
+def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _rows_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return None, None, None, None, None, None
+    (gradient,) = ctx.saved_tensors
+    return scale_operator(gradient, upstream).to(ctx.dtype), None, None, None, None, None
+
+
+rows_operator.register_autograd(_rows_backward, setup_context=_rows_setup)
+
+
+@torch.library.custom_op("densekd::channelwise_kl_backward", mutates_args=())
+def scale_operator(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """Every row of the saved gradient times the gradient of that row's value."""
+    return gradient * upstream.view(*upstream.shape, *(1 for _ in gradient.shape[2:]))
+
+
+@scale_operator.register_fake
+def _scale_fake(gradient: Tensor, upstream: Tensor) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def _scale_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+def _scale_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
+    raise SecondDerivativeError(
+        "channelwise_kl has no second derivative: its gradient is made in the forward pass; for a gradient penalty "
+        "use a differentiable formulation (log_softmax of both maps and torch.nn.functional.kl_div)"
+    )
+
+
+scale_operator.register_autograd(_scale_backward, setup_context=_scale_setup)

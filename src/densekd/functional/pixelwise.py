@@ -1,0 +1,101 @@
+"""Losses on pixels turned into probabilities over classes (PI: pixel-wise knowledge distillation)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densekd.errors import ShapeError
+from densekd.functional.checks import (
+    check_maps,
+    check_mask,
+    check_reduction,
+    check_temperature,
+    reduce_positions,
+    working_type,
+)
+
+
+def pixelwise_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Pixel-wise distillation: KL divergence between the class distributions of every pixel.
+
+    With p = softmax_c(T/tau) and q = softmax_c(S/tau) over the C channels of one position i of one image n:
+
+        L = tau**2 / (N * P) * sum_{n,i,c} p * (log p - log q)        dL/dS = tau / (N * P) * (q - p)
+
+    Args:
+        student: (N, C, *spatial) class logits, C >= 2, any float type and memory format.
+        teacher: the same shape; gets no gradient.
+        temperature: tau.
+        mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still back-propagates.
+        reduction: "mean" divides by the number of valid positions (N * P without a mask); "sum" by nothing; "none"
+            returns (N, *spatial), zero in void positions. All three carry tau**2.
+
+    Returns:
+        float32, or float64 where an input is float64.
+
+    Raises:
+        ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax is 1
+            whatever the logit, so the loss would be zero for every input).
+        DtypeError: integer maps, a mask that is not bool.
+        ArgumentError: temperature <= 0, unknown reduction.
+
+    Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD sums a cross
+    entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave tau**2 out.
+    """
+    tau = _check(student, teacher, temperature, mask, reduction)
+    log_q = torch.log_softmax(_scaled(student, student, teacher, mask, tau), 1)
+    log_p = torch.log_softmax(_scaled(teacher.detach(), student, teacher, mask, tau), 1)
+    pixels = tau**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+    return reduce_positions(pixels, mask, reduction)
+
+
+def pixelwise_mse(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Squared difference of the class distributions of every pixel: the MSE ablation of `pixelwise_kl`.
+
+        L = tau**2 / (N * P) * sum_{n,i,c} (softmax_c(S/tau) - softmax_c(T/tau))**2
+
+    Arguments, masking, reductions (denominator: valid positions) and errors are those of `pixelwise_kl`.
+    """
+    tau = _check(student, teacher, temperature, mask, reduction)
+    q = torch.softmax(_scaled(student, student, teacher, mask, tau), 1)
+    p = torch.softmax(_scaled(teacher.detach(), student, teacher, mask, tau), 1)
+    return reduce_positions(tau**2 * (q - p).square().sum(1), mask, reduction)
+
+
+def _check(
+    student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, reduction: str
+) -> float:
+    check_maps(student, teacher)
+    if student.shape[1] == 1:
+        raise ShapeError(
+            f"pixelwise losses need at least two channels, got one in {tuple(student.shape)}: the softmax of one channel "
+            "is always 1 and the loss always 0; use channelwise_kl or feature_mse"
+        )
+    check_mask(mask, student)
+    check_reduction(reduction)
+    return check_temperature(temperature)
+
+
+def _scaled(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float) -> Tensor:
+    """Centred logits over tau in the working type, held in a range whose differences do not overflow."""
+    x = x.to(working_type(student, teacher))
+    if mask is not None:
+        # Whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
+        x = torch.where(mask[:, None], x, 0.0)
+    low = torch.finfo(x.dtype).min / 4
+    return ((x - x.detach().amax(1, keepdim=True)) / tau).clamp(min=low)

@@ -1,0 +1,3 @@
+"""Faster ways to compute what `densekd.functional` defines; chosen there, never imported by users."""
+
+from __future__ import annotations

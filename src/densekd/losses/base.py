@@ -1,0 +1,39 @@
+"""What the distiller and the training loop know of a loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class DistillationLoss(nn.Module):
+    """A loss between a student map and a teacher map, both (N, C, *spatial).
+
+    It knows nothing of networks, taps, weights or recipes.
+    """
+
+    #: name on the command line and in recipes
+    name: ClassVar[str]
+    #: what `forward` needs beside the maps, for instance {"labels"}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: True where the channels must be classes: such a loss is refused on feature maps
+    logits_only: ClassVar[bool] = False
+
+    def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
+        """Called once, before training, with the shapes of the adapted maps: the place to build what depends on them."""
+
+    def adversary(self) -> None:
+        """A network that plays against the student, with its own loss and optimiser; most losses have none."""
+        return None
+
+    def forward(
+        self,
+        student_map: Tensor,
+        teacher_map: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """A scalar, float32 or better, zero where the student has nothing to learn."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")

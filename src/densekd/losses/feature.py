@@ -1,0 +1,25 @@
+"""Feature mimicking (FitNet, MIMIC) as a module."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from densekd.functional import feature_mse
+from densekd.losses.base import DistillationLoss
+
+
+class FeatureMimic(DistillationLoss):
+    """Mean squared difference of the maps; see `densekd.functional.feature_mse`."""
+
+    name: ClassVar[str] = "feature"
+
+    def forward(
+        self,
+        student_map: Tensor,
+        teacher_map: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return feature_mse(student_map, teacher_map, mask=mask)
