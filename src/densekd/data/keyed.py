@@ -22,12 +22,12 @@ def keyed_seed(seed: int, *parts: int | str) -> int:
 
 @contextmanager
 def keyed_random(seed: int, *parts: int | str) -> Iterator[None]:
-    """Inside the block torch's CPU generator starts at `keyed_seed(seed, *parts)`; after it, its state is as before.
+    """Inside the block torch's CPU generator starts at `keyed_seed(seed, *parts)`; after it, it is as before.
 
-    torchvision's transforms draw from that generator and accept no other. It is shared by the threads of a process,
-    so the block belongs into the main thread of a process or of a loader's worker.
+    torchvision's transforms draw from that generator and accept no other. The threads of a process share it:
+    the block belongs into the main thread of a process or of a loader's worker.
     """
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reset the generators of all GPUs, which fork_rng(devices=[]) does not restore.
+        # torch.manual_seed would also reset the generators of all GPUs, which nothing here restores.
         torch.default_generator.manual_seed(keyed_seed(seed, *parts))
         yield

@@ -1,0 +1,159 @@
+"""The `data` part of a recipe made real: files found and checked, or scenes set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from densekd.data.base import SegmentationSet
+from densekd.data.check import Facts, Pair, Progress, check_pairs, complain
+from densekd.data.folder import FolderSet, Scan, auto_split, scan_split
+from densekd.data.masks import MaskReader, colors_of
+from densekd.data.palette import made_palette
+from densekd.data.scenes import ScenesSet
+from densekd.data.specs import AugmentSpec, Color, FolderSpec, ScenesDataSpec, SplitSpec, check_names
+from densekd.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The data sets of a run. `notices` are lines for the user: what was left out, split, or looks strange."""
+
+    train: SegmentationSet
+    val: SegmentationSet
+    extra: dict[str, SegmentationSet]
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    ignore_index: int
+    notices: list[str] = field(default_factory=list)
+
+
+def build_data(spec: FolderSpec | ScenesDataSpec, *, progress: Progress | None = None) -> DataBundle:
+    """The data sets that a recipe's `data` describes.
+
+    Args:
+        spec: a folder of files or drawn scenes.
+        progress: called with (files checked, files in all) while a folder is checked.
+
+    Raises:
+        DataError: files are missing, unreadable or do not fit; up to ten are listed with their reasons.
+        ConfigError: classes, palette and masks contradict each other.
+    """
+    if isinstance(spec, FolderSpec):
+        return _build_folder(spec, progress)
+    train = ScenesSet("train", spec.train_count, spec.size, spec.seed)
+    val = ScenesSet("val", spec.val_count, spec.size, spec.seed)
+    return DataBundle(train, val, {}, train.classes, train.palette, train.ignore_index)
+
+
+def _read_classes(spec: FolderSpec, root: Path) -> tuple[str, ...]:
+    if spec.classes is not None:
+        return spec.classes
+    path = root / "classes.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"{root}: which classes? give data.classes, or write {path} with one name a line in the order of the ids"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    try:
+        return check_names(tuple(line.strip() for line in lines if line.strip()))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _palette(spec: FolderSpec, classes: tuple[str, ...]) -> tuple[Color, ...]:
+    if spec.palette is not None:
+        if len(spec.palette) != len(classes):
+            raise ConfigError(f"data.palette: {len(spec.palette)} colours for {len(classes)} classes")
+        return spec.palette
+    if spec.masks.colors is not None:
+        return tuple(colors_of(spec.masks.colors[name])[0] for name in classes)
+    return made_palette(len(classes))
+
+
+def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
+    root = Path(spec.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder (data.root)")
+    classes = _read_classes(spec, root)
+    if 0 <= spec.ignore_index < len(classes):
+        taken = classes[spec.ignore_index]
+        raise ConfigError(f"data.ignore_index: {spec.ignore_index} is the id of {taken!r}; choose 255 or another")
+    reader = MaskReader(spec.masks, classes, spec.ignore_index)
+    palette = _palette(spec, classes)
+    splits, notices = _splits(spec, root)
+    notices += _overlaps(splits)
+    if spec.check:
+        unique = list({pair.image: pair for pairs in splits.values() for pair in pairs}.values())
+        facts = {pair.image: found for pair, found in zip(unique, check_pairs(unique, reader, progress), strict=True)}
+        notices.append(_counted(splits))
+        for name, pairs in splits.items():
+            notices += _strange(name, [facts[pair.image] for pair in pairs], classes)
+        _refuse_mixed_sizes([facts[pair.image] for pair in splits["train"]], spec.augment)
+    else:
+        notices.append("data.check is off: files are opened only when they are used")
+    sets = {name: FolderSet(pairs, reader, palette) for name, pairs in splits.items()}
+    extra: dict[str, SegmentationSet] = {name: sets[name] for name in spec.extra}
+    return DataBundle(sets["train"], sets["val"], extra, classes, palette, spec.ignore_index, notices)
+
+
+def _splits(spec: FolderSpec, root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The pairs of train, val and every further set; all that is wrong with the file names in one error."""
+    asked: dict[str, SplitSpec] = {"train": spec.train}
+    if spec.auto_split is None:
+        asked["val"] = spec.val or SplitSpec()
+    asked |= spec.extra
+    scans: dict[str, Scan] = {name: scan_split(root, name, split) for name, split in asked.items()}
+    problems = dict.fromkeys(problem for scan in scans.values() for problem in scan.problems)
+    complain(list(problems), sum(len(scan.pairs) for scan in scans.values()))
+    splits = {name: scan.pairs for name, scan in scans.items()}
+    notices = [notice for scan in scans.values() for notice in scan.notices]
+    if spec.auto_split is not None:
+        train, val, said = auto_split(splits["train"], spec.auto_split)
+        splits = {"train": train, "val": val} | {name: splits[name] for name in spec.extra}
+        notices.append(said)
+    return splits, notices
+
+
+def _overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[str]:
+    trained = {pair.image.resolve() for pair in splits["train"]}
+    found = []
+    for name, pairs in splits.items():
+        shared = sum(pair.image.resolve() in trained for pair in pairs)
+        if name != "train" and shared:
+            found.append(f"{name}: {shared} of {len(pairs)} images are also in the training set")
+    return found
+
+
+def _counted(splits: Mapping[str, Sequence[Pair]]) -> str:
+    return "files checked: " + ", ".join(f"{name} {len(pairs)}" for name, pairs in splits.items()) + " pairs"
+
+
+def _strange(name: str, facts: Sequence[Facts], classes: tuple[str, ...]) -> list[str]:
+    pixels = torch.stack([found.pixels for found in facts]).sum(0)
+    absent = [classes[i] for i in range(len(classes)) if pixels[i] == 0]
+    found = []
+    if len(absent) == len(classes):
+        raise DataError(f"{name}: every pixel of its {len(facts)} masks is void: there is nothing to learn or score")
+    if absent:
+        line = f"{name}: no pixel of {', '.join(map(repr, absent))}"
+        if len(classes) == 2 and pixels[-1] > 0:
+            line += ", only void; if 255 means foreground: masks.format=id_map and masks.id_map={0: 0, 255: 1}"
+        found.append(line)
+    return found
+
+
+def _refuse_mixed_sizes(facts: Sequence[Facts], augment: AugmentSpec) -> None:
+    sizes = sorted({(found.height, found.width) for found in facts})
+    if augment.size is None and augment.crop is None and len(sizes) > 1:
+        (low_h, low_w), (high_h, high_w) = sizes[0], sizes[-1]
+        raise DataError(
+            f"training images have {len(sizes)} sizes, from {low_h}x{low_w} to {high_h}x{high_w} (height x width), "
+            "and cannot form a batch: set data.augment.crop, or data.augment.size"
+        )

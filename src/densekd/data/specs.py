@@ -1,0 +1,193 @@
+"""The `data` part of a recipe: which images, which labels, how they are augmented."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from densekd.data.scenes import ScenesSpec
+from densekd.spec import Spec
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Byte, Byte, Byte]
+Positive = Annotated[int, Field(ge=1)]
+Size = tuple[Positive, Positive]
+
+
+def _pattern(value: str | None) -> str | None:
+    """Refuse a regular expression that does not compile."""
+    if value is not None:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
+
+
+class JitterSpec(Spec):
+    """Random change of colours; each number is the half-width of the range, 0 switches it off."""
+
+    brightness: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    contrast: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    saturation: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    hue: float = Field(0.0, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle (slow on a CPU)")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+
+class AugmentSpec(Spec):
+    """From a stored image to what the network sees. Evaluation uses `size`, `mean` and `std` alone."""
+
+    size: Size | None = Field(None, description="height and width to resize to; null: as stored")
+    scale: tuple[float, float] = Field(
+        (0.5, 2.0), description="training: range of a random factor on that size, both sides alike"
+    )
+    crop: Size | None = Field(
+        None, description="training: height and width of a random crop; null: `size`, or the stored size"
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="training: probability of a left-right flip")
+    jitter: JitterSpec = Field(default_factory=JitterSpec, description="training: random change of colours")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from red, green and blue in [0, 1]"
+    )
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 100:
+            raise ValueError(f"expected [low, high] with 0 < low <= high <= 100, got {list(value)}")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _std_divides(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError(f"expected three numbers above 0, got {list(value)}")
+        return value
+
+
+class MasksSpec(Spec):
+    """How the values in a mask file become class ids."""
+
+    format: Literal["ids", "id_map", "colors"] = Field(
+        "ids",
+        description="ids: the value is the class id; id_map: a table of values; colors: red, green, blue",
+    )
+    id_map: dict[Annotated[int, Field(ge=0, le=65535)], int] | None = Field(
+        None, description="format id_map: {value in the file: class id, or the ignore_index}"
+    )
+    colors: dict[str, Color | tuple[Color, ...]] | None = Field(
+        None,
+        description="format colors: {class name: [r, g, b], or a list of them}; `ignore` names void",
+    )
+    unlisted: Literal["error", "ignore"] = Field(
+        "error", description="a value that means no class: an error that names the file, or void"
+    )
+
+    @model_validator(mode="after")
+    def _one_format(self) -> MasksSpec:
+        for name in ("id_map", "colors"):
+            given = getattr(self, name) is not None
+            if given and self.format != name:
+                raise ValueError(f"{name} is given but format is {self.format!r}: set format to {name!r} or drop it")
+            if self.format == name and not given:
+                raise ValueError(f"format is {name!r}: give {name} too")
+        return self
+
+
+class SplitSpec(Spec):
+    """One subset: a folder of the root and which of its files count."""
+
+    split: str | None = Field(
+        None, description="folder under the root that holds images/ and masks/; null: this entry's own name"
+    )
+    include: str | None = Field(None, description="regular expression searched in the file stem: keep what matches")
+    exclude: str | None = Field(None, description="regular expression searched in the file stem: drop what matches")
+    list: str | None = Field(
+        None, description="text file with one stem a line, path from the root: only these, all of them"
+    )
+
+    _regex = field_validator("include", "exclude")(_pattern)
+
+
+class AutoSplitSpec(Spec):
+    """Cut the validation set out of the training files, whole groups at a time."""
+
+    group: str = Field(
+        description="regular expression searched in the file stem; its first (...) or all of it is the group"
+    )
+    fraction: float = Field(0.2, gt=0, lt=1, description="share of the images wanted for validation")
+    seed: int = Field(0, description="which groups go to validation")
+
+    _regex = field_validator("group")(_pattern)
+
+
+class FolderSpec(Spec):
+    """Images and masks in folders: `<root>/<split>/images/NAME.jpg` and `<root>/<split>/masks/NAME.png`."""
+
+    name: Literal["folder"] = "folder"
+    root: str = Field(description="folder of the data set, from the working directory")
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="names of the classes in the order of their ids; null: the lines of <root>/classes.txt",
+    )
+    palette: tuple[Color, ...] | None = Field(
+        None, description="a colour per class for pictures; null: those of masks.colors, or a made one"
+    )
+    ignore_index: int = Field(255, description="label of void: counts neither for the loss nor for the metrics")
+    masks: MasksSpec = Field(default_factory=MasksSpec, description="how mask files are read")
+    train: SplitSpec = Field(default_factory=SplitSpec, description="the training set")
+    val: SplitSpec | None = Field(
+        None,
+        description="the validation set; null: the folder `val`, or auto_split's part of the training files",
+    )
+    extra: dict[str, SplitSpec] = Field(
+        default_factory=dict,
+        description="further sets to evaluate on, by name: for instance one drive held out",
+    )
+    auto_split: AutoSplitSpec | None = Field(None, description="where there is no validation folder")
+    check: bool = Field(True, description="open every file before the work starts")
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> FolderSpec:
+        if self.val is not None and self.auto_split is not None:
+            raise ValueError("val and auto_split are both given: keep one of them")
+        taken = {"train", "val"} & set(self.extra)
+        if taken:
+            raise ValueError(f"extra: the name {min(taken)!r} is taken; choose another")
+        return self
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else check_names(value)
+
+
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names: two or more, none empty, none twice."""
+    if len(names) < 2:
+        raise ValueError(f"expected two classes or more (a background counts as one), got {list(names)}")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"class names must differ; twice or more: {', '.join(map(repr, doubled))}")
+    if not all(name.strip() for name in names):
+        raise ValueError("a class name is empty")
+    return names
+
+
+class ScenesDataSpec(ScenesSpec):
+    """Drawn street scenes with their augmentation."""
+
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
+
+
+DataSpec = Annotated[FolderSpec | ScenesDataSpec, Field(discriminator="name")]

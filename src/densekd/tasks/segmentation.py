@@ -1,0 +1,157 @@
+"""Semantic segmentation as a task: from a network's output to a loss, and to a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densekd.errors import ConfigError, ModelError, ShapeError, nearest
+from densekd.taps import main_output
+from densekd.tasks.losses import check_labels, cross_entropy, dice, hard_pixels
+from densekd.tasks.specs import SegmentationSpec
+
+
+def _weights(spec: SegmentationSpec, names: Sequence[str]) -> Tensor | None:
+    given = spec.class_weights
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"task.class_weights: {name!r} is no class{nearest(name, names)}")
+        values = [given.get(name, 1.0) for name in names]
+    else:
+        values = list(given)
+    if len(values) != len(names):
+        raise ConfigError(f"task.class_weights: {len(values)} weights for {len(names)} classes")
+    if max(values) == 0:
+        raise ConfigError("task.class_weights: all weights are 0: nothing would be learned")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+class SegmentationTask:
+    """The loss of a segmentation network and how its output becomes class ids.
+
+    Args:
+        spec: the parts of the loss and their weights.
+        num_classes: K, the number of classes in the data; a background counts as one.
+        ignore_index: label of void.
+        class_names: names of the K classes.
+
+    Attributes:
+        binary: two classes and one logit.
+        num_outputs: channels the network must have: 1 if binary, else K.
+
+    Raises:
+        ConfigError: what the spec says does not fit the classes.
+    """
+
+    def __init__(self, spec: SegmentationSpec, num_classes: int, ignore_index: int, class_names: Sequence[str]) -> None:
+        if len(class_names) != num_classes:
+            raise ConfigError(f"class_names: expected {num_classes} names, got {len(class_names)}")
+        if num_classes < 2:
+            raise ConfigError(f"expected two classes or more (a background counts as one), got {num_classes}")
+        if 0 <= ignore_index < num_classes:
+            raise ConfigError(f"ignore_index: {ignore_index} is the id of {class_names[ignore_index]!r}")
+        if spec.binary and num_classes != 2:
+            raise ConfigError(f"task.binary: expected two classes (background, foreground), got {num_classes}")
+        self.spec = spec
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.class_names = tuple(class_names)
+        self.binary = spec.binary
+        self.num_outputs = 1 if spec.binary else num_classes
+        self._class_weights = _weights(spec, self.class_names)
+
+    def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss on one batch.
+
+        Logits are brought to the size of the labels bilinearly (`align_corners=False`), in float32.
+
+        Args:
+            output: whatever the network returned (see `densekd.taps.main_output`).
+            labels: int64 `(N, H, W)`: ids and `ignore_index`.
+
+        Returns:
+            The sum of the weighted parts, and each weighted part, detached: "cross_entropy", "dice" and
+            "auxiliary", those whose weight is not 0.
+
+        Raises:
+            ModelError: the output has another number of channels, or the auxiliary output is missing.
+            ArgumentError: a label outside the range (found before a GPU would stop on it).
+            ShapeError: labels of another batch size, or not `(N, H, W)`.
+        """
+        check_labels(labels, self.num_classes, self.ignore_index)
+        parts = self._parts(self._logits(output, "output"), labels)
+        if self.spec.auxiliary:
+            further = self._parts(self._logits(_auxiliary(output), "auxiliary output"), labels)
+            parts["auxiliary"] = self.spec.auxiliary * torch.stack(list(further.values())).sum()
+        total = torch.stack(list(parts.values())).sum()
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def predict(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """Class ids `(N, h, w)`, int64, at `size` = (height, width).
+
+        Logits are brought to that size bilinearly first; then the largest wins (binary: class 1 where the logit is
+        above 0).
+
+        Raises:
+            ModelError: the output has another number of channels.
+        """
+        logits = self._resized(self._logits(output, "output"), size)
+        return (logits[:, 0] > 0).long() if self.binary else logits.argmax(1)
+
+    def _logits(self, output: Any, what: str) -> Tensor:
+        logits = main_output(output)
+        if logits.ndim != 4 or logits.shape[1] != self.num_outputs:
+            kind = "one logit for two classes" if self.binary else f"{self.num_classes} classes"
+            raise ModelError(
+                f"the network's {what}: expected (N, {self.num_outputs}, h, w) for {kind}, got {tuple(logits.shape)}"
+            )
+        return logits
+
+    @staticmethod
+    def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            if tuple(logits.shape[2:]) == tuple(size):
+                return logits
+            return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+    def _parts(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if labels.ndim != 3 or len(labels) != len(logits):
+            raise ShapeError(f"labels: expected ({len(logits)}, H, W), got {tuple(labels.shape)}")
+        spec = self.spec
+        logits = self._resized(logits, (labels.shape[1], labels.shape[2]))
+        parts = {}
+        if spec.cross_entropy:
+            keep = None
+            if spec.ohem is not None:
+                keep = hard_pixels(logits, labels, ignore_index=self.ignore_index, **spec.ohem.model_dump())
+            parts["cross_entropy"] = spec.cross_entropy * cross_entropy(
+                logits,
+                labels,
+                ignore_index=self.ignore_index,
+                class_weights=self._class_weights,
+                label_smoothing=spec.label_smoothing,
+                keep=keep,
+            )
+        if spec.dice:
+            parts["dice"] = spec.dice * dice(logits, labels, ignore_index=self.ignore_index)
+        return parts
+
+
+def _auxiliary(output: Any) -> Tensor:
+    """The auxiliary class map: torchvision's `{"aux": ...}`, or `auxiliary_logits` of an output."""
+    found = output.get("aux", output.get("auxiliary_logits")) if isinstance(output, Mapping) else None
+    if found is None:
+        found = getattr(output, "auxiliary_logits", None)
+    if found is None:
+        raise ModelError(
+            "task.auxiliary: the network's output has no auxiliary map (aux or auxiliary_logits): build it with one "
+            "(torchvision: aux_loss=True), or set task.auxiliary=0"
+        )
+    return found
