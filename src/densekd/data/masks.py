@@ -32,7 +32,7 @@ def _listing(values: list[str]) -> str:
 
 def colors_of(entry: Color | tuple[Color, ...]) -> tuple[Color, ...]:
     """The colours of one entry of `masks.colors`, which is one colour or several."""
-    return (entry,) if isinstance(entry[0], int) else entry  # type: ignore[return-value]
+    return (entry,) if isinstance(entry[0], int) else entry
 
 
 def _packed(red: NDArray, green: NDArray, blue: NDArray) -> NDArray[np.int32]:

@@ -29,10 +29,12 @@ def _pattern(value: str | None) -> str | None:
 class JitterSpec(Spec):
     """Random change of colours; each number is the half-width of the range, 0 switches it off."""
 
-    brightness: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    contrast: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    saturation: float = Field(0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    hue: float = Field(0.0, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle (slow on a CPU)")
+    brightness: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    contrast: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    saturation: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
+    hue: float = Field(
+        default=0.0, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle (slow on a CPU)"
+    )
 
     @property
     def active(self) -> bool:
@@ -43,20 +45,20 @@ class JitterSpec(Spec):
 class AugmentSpec(Spec):
     """From a stored image to what the network sees. Evaluation uses `size`, `mean` and `std` alone."""
 
-    size: Size | None = Field(None, description="height and width to resize to; null: as stored")
+    size: Size | None = Field(default=None, description="height and width to resize to; null: as stored")
     scale: tuple[float, float] = Field(
-        (0.5, 2.0), description="training: range of a random factor on that size, both sides alike"
+        default=(0.5, 2.0), description="training: range of a random factor on that size, both sides alike"
     )
     crop: Size | None = Field(
-        None, description="training: height and width of a random crop; null: `size`, or the stored size"
+        default=None, description="training: height and width of a random crop; null: `size`, or the stored size"
     )
-    flip: float = Field(0.5, ge=0, le=1, description="training: probability of a left-right flip")
+    flip: float = Field(default=0.5, ge=0, le=1, description="training: probability of a left-right flip")
     jitter: JitterSpec = Field(default_factory=JitterSpec, description="training: random change of colours")
     mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406), description="subtracted from red, green and blue in [0, 1]"
+        default=(0.485, 0.456, 0.406), description="subtracted from red, green and blue in [0, 1]"
     )
     std: tuple[float, float, float] = Field(
-        (0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
+        default=(0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
     )
 
     @field_validator("scale")
@@ -78,18 +80,18 @@ class MasksSpec(Spec):
     """How the values in a mask file become class ids."""
 
     format: Literal["ids", "id_map", "colors"] = Field(
-        "ids",
+        default="ids",
         description="ids: the value is the class id; id_map: a table of values; colors: red, green, blue",
     )
     id_map: dict[Annotated[int, Field(ge=0, le=65535)], int] | None = Field(
-        None, description="format id_map: {value in the file: class id, or the ignore_index}"
+        default=None, description="format id_map: {value in the file: class id, or the ignore_index}"
     )
     colors: dict[str, Color | tuple[Color, ...]] | None = Field(
-        None,
+        default=None,
         description="format colors: {class name: [r, g, b], or a list of them}; `ignore` names void",
     )
     unlisted: Literal["error", "ignore"] = Field(
-        "error", description="a value that means no class: an error that names the file, or void"
+        default="error", description="a value that means no class: an error that names the file, or void"
     )
 
     @model_validator(mode="after")
@@ -107,12 +109,16 @@ class SplitSpec(Spec):
     """One subset: a folder of the root and which of its files count."""
 
     split: str | None = Field(
-        None, description="folder under the root that holds images/ and masks/; null: this entry's own name"
+        default=None, description="folder under the root that holds images/ and masks/; null: this entry's own name"
     )
-    include: str | None = Field(None, description="regular expression searched in the file stem: keep what matches")
-    exclude: str | None = Field(None, description="regular expression searched in the file stem: drop what matches")
+    include: str | None = Field(
+        default=None, description="regular expression searched in the file stem: keep what matches"
+    )
+    exclude: str | None = Field(
+        default=None, description="regular expression searched in the file stem: drop what matches"
+    )
     list: str | None = Field(
-        None, description="text file with one stem a line, path from the root: only these, all of them"
+        default=None, description="text file with one stem a line, path from the root: only these, all of them"
     )
 
     _regex = field_validator("include", "exclude")(_pattern)
@@ -124,8 +130,8 @@ class AutoSplitSpec(Spec):
     group: str = Field(
         description="regular expression searched in the file stem; its first (...) or all of it is the group"
     )
-    fraction: float = Field(0.2, gt=0, lt=1, description="share of the images wanted for validation")
-    seed: int = Field(0, description="which groups go to validation")
+    fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the images wanted for validation")
+    seed: int = Field(default=0, description="which groups go to validation")
 
     _regex = field_validator("group")(_pattern)
 
@@ -136,25 +142,25 @@ class FolderSpec(Spec):
     name: Literal["folder"] = "folder"
     root: str = Field(description="folder of the data set, from the working directory")
     classes: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="names of the classes in the order of their ids; null: the lines of <root>/classes.txt",
     )
     palette: tuple[Color, ...] | None = Field(
-        None, description="a colour per class for pictures; null: those of masks.colors, or a made one"
+        default=None, description="a colour per class for pictures; null: those of masks.colors, or a made one"
     )
-    ignore_index: int = Field(255, description="label of void: counts neither for the loss nor for the metrics")
+    ignore_index: int = Field(default=255, description="label of void: counts neither for the loss nor for the metrics")
     masks: MasksSpec = Field(default_factory=MasksSpec, description="how mask files are read")
     train: SplitSpec = Field(default_factory=SplitSpec, description="the training set")
     val: SplitSpec | None = Field(
-        None,
+        default=None,
         description="the validation set; null: the folder `val`, or auto_split's part of the training files",
     )
     extra: dict[str, SplitSpec] = Field(
         default_factory=dict,
         description="further sets to evaluate on, by name: for instance one drive held out",
     )
-    auto_split: AutoSplitSpec | None = Field(None, description="where there is no validation folder")
-    check: bool = Field(True, description="open every file before the work starts")
+    auto_split: AutoSplitSpec | None = Field(default=None, description="where there is no validation folder")
+    check: bool = Field(default=True, description="open every file before the work starts")
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
 
     @model_validator(mode="after")

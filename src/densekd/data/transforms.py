@@ -38,6 +38,12 @@ def _window_start(size: int, crop: int) -> int:
     return int(torch.randint(low, high + 1, ()))
 
 
+def _narrow(label: Tensor) -> Tensor:
+    """The label in 8 bits where its values fit: torchvision resizes those as they are, others through floats."""
+    low, high = torch.aminmax(label)
+    return label.to(torch.uint8) if low >= 0 and high <= 255 else label
+
+
 class _Normalise:
     def __init__(self, spec: AugmentSpec) -> None:
         # On the scale of the stored 8 bits, which saves one pass over the pixels.
@@ -84,7 +90,7 @@ class TrainTransform:
             valid = valid.flip(-1)
         if self._jitter is not None:
             image = self._jitter(image)
-        pixels, ids = self._normalise(image), label.as_subclass(Tensor).contiguous()
+        pixels, ids = self._normalise(image), label.as_subclass(Tensor).to(torch.int64)
         if not valid.all():
             pixels.masked_fill_(~valid, 0.0)
             ids = ids.masked_fill(~valid, self._ignore_index)
@@ -96,7 +102,7 @@ class TrainTransform:
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
         image = functional.resize(tv_tensors.Image(sample.image), size, InterpolationMode.BILINEAR, antialias=True)
         # NEAREST_EXACT takes the nearest pixel; NEAREST is half a pixel off against the bilinear image.
-        label = functional.resize(tv_tensors.Mask(sample.label), size, InterpolationMode.NEAREST_EXACT)
+        label = functional.resize(tv_tensors.Mask(_narrow(sample.label)), size, InterpolationMode.NEAREST_EXACT)
         return image, label
 
 

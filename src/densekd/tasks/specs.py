@@ -15,12 +15,14 @@ class OhemSpec(Spec):
     """Online hard example mining: the cross-entropy of the hardest pixels alone."""
 
     threshold: float | None = Field(
-        None, gt=0, lt=1, description="keep pixels whose true class has a probability below this"
+        default=None, gt=0, lt=1, description="keep pixels whose true class has a probability below this"
     )
     keep_fraction: float | None = Field(
-        None, gt=0, le=1, description="keep this share of the valid pixels of a batch, the hardest"
+        default=None, gt=0, le=1, description="keep this share of the valid pixels of a batch, the hardest"
     )
-    min_kept: int = Field(10_000, ge=1, description="keep at least so many pixels of a batch (or all valid ones)")
+    min_kept: int = Field(
+        default=10_000, ge=1, description="keep at least so many pixels of a batch (or all valid ones)"
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> OhemSpec:
@@ -33,15 +35,17 @@ class SegmentationSpec(Spec):
     """Semantic segmentation: the task's loss is the weighted sum of the parts given here."""
 
     name: Literal["segmentation"] = "segmentation"
-    cross_entropy: Weight = Field(1.0, description="weight of the cross-entropy (binary: of the two classes)")
-    dice: Weight = Field(0.0, description="weight of the soft Dice loss")
-    ohem: OhemSpec | None = Field(None, description="restrict the cross-entropy to the hardest pixels")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over all classes")
-    class_weights: tuple[Weight, ...] | dict[str, Weight] | None = Field(
-        None, description="weights in the cross-entropy: one per class, or {name: weight} (others 1)"
+    cross_entropy: Weight = Field(default=1.0, description="weight of the cross-entropy (binary: of the two classes)")
+    dice: Weight = Field(default=0.0, description="weight of the soft Dice loss")
+    ohem: OhemSpec | None = Field(default=None, description="restrict the cross-entropy to the hardest pixels")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread evenly over all classes"
     )
-    binary: bool = Field(False, description="two classes, one logit: the probability of the second class")
-    auxiliary: Weight = Field(0.0, description="weight of the same loss on the network's auxiliary output")
+    class_weights: tuple[Weight, ...] | dict[str, Weight] | None = Field(
+        default=None, description="weights in the cross-entropy: one per class, or {name: weight} (others 1)"
+    )
+    binary: bool = Field(default=False, description="two classes, one logit: the probability of the second class")
+    auxiliary: Weight = Field(default=0.0, description="weight of the same loss on the network's auxiliary output")
 
     @model_validator(mode="after")
     def _some_loss(self) -> SegmentationSpec:
