@@ -1,0 +1,136 @@
+"""Loading weights strictly: every name and every shape fits, or nothing is loaded and the error says why."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from densekd.errors import CheckpointError
+from densekd.models.checkpoint_errors import explain_misfit, explain_shapes
+from densekd.models.checkpoint_file import read_checkpoint, resolve_checkpoint
+from densekd.models.checkpoint_keys import find_weights, strip_wrappers
+from densekd.models.options import say
+from densekd.models.specs import CheckpointSpec
+
+_COUNTER = "num_batches_tracked"
+
+
+def load_checkpoint(
+    network: nn.Module, spec: CheckpointSpec, base_folder: Path | str = ".", *, notices: list[str] | None = None
+) -> None:
+    """Load the weights that `spec` names into `network`, all of them or none.
+
+    Prefixes of wrappers (`module.`, `model.`, `student.`, `_orig_mod.`) that every name in the file has are taken off;
+    floating-point values are cast to the network's type. Both, and the entry of the file that was read, are told in
+    `notices` where they were not asked for.
+
+    Args:
+        network: takes the weights in place; untouched if anything does not fit.
+        spec: the file and how to read it.
+        base_folder: where relative paths begin.
+        notices: lines for the user are added here; without it they are Python warnings.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or no weights file; names or shapes that do not fit.
+    """
+    path = resolve_checkpoint(spec.path, Path(base_folder))
+    where = f"checkpoint {path}"
+    weights, entry = find_weights(read_checkpoint(path), spec.key, where)
+    if entry is not None and spec.key is None:
+        say(notices, f"{where}: weights taken from its entry {entry!r}")
+    expected = network.state_dict()
+    ignored = _Ignored(spec.ignore)
+    weights = _renamed(weights, spec, set(expected), ignored, where, notices)
+    needed = {name: value for name, value in expected.items() if not ignored(name)}
+    _check_tensors(weights, where)
+    counters = _fill_counters(weights, needed)
+    missing, unexpected = needed.keys() - weights.keys(), weights.keys() - needed.keys()
+    if missing or unexpected:
+        raise CheckpointError(explain_misfit(where, list(needed), list(weights)))
+    wrong = {n: (weights[n], needed[n]) for n in needed if weights[n].shape != needed[n].shape}
+    if wrong:
+        raise CheckpointError(explain_shapes(where, wrong))
+    _check_kinds(weights, needed, where)
+    _tell(where, counters, ignored, notices)
+    with torch.no_grad():
+        network.load_state_dict({**expected, **weights}, strict=True)
+
+
+class _Ignored:
+    """Patterns of names to leave alone, and which of them matched."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self.patterns = patterns
+        self.matched: set[str] = set()
+
+    def __call__(self, *names: str) -> bool:
+        matching = [p for p in self.patterns if any(fnmatchcase(name, p) for name in names)]
+        self.matched.update(matching)
+        return bool(matching)
+
+
+def _renamed(
+    weights: dict[str, Any],
+    spec: CheckpointSpec,
+    expected: set[str],
+    ignored: _Ignored,
+    where: str,
+    notices: list[str] | None,
+) -> dict[str, Any]:
+    """The weights under the network's names; ignored ones left out, by their name in the file or after stripping."""
+    prefix = spec.strip_prefix
+    if prefix is None:
+        prefix = strip_wrappers([name for name in weights if not ignored(name)], expected)
+        if prefix:
+            say(notices, f"{where}: prefix {prefix!r} taken off every name")
+    elif not any(name.startswith(prefix) for name in weights):
+        raise CheckpointError(
+            f"{where}: no name begins with strip_prefix {prefix!r}; the first is {next(iter(weights))!r}"
+        )
+    stripped: dict[str, Any] = {}
+    for name, value in weights.items():
+        short = name.removeprefix(prefix)
+        if ignored(name, short):
+            continue
+        if short in stripped:
+            raise CheckpointError(f"{where}: two names are {short!r} once strip_prefix {prefix!r} is taken off")
+        stripped[short] = value
+    return stripped
+
+
+def _check_tensors(weights: dict[str, Any], where: str) -> None:
+    others = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{where}: {len(others)} entries are not tensors: {', '.join(others[:4])}; leave them out with ignore"
+        )
+
+
+def _fill_counters(weights: dict[str, Any], needed: dict[str, torch.Tensor]) -> int:
+    """Add BatchNorm's step counters where the file has none at all; they matter only without a momentum."""
+    absent = [name for name in needed if name.endswith(_COUNTER)]
+    if not absent or any(name.endswith(_COUNTER) for name in weights):
+        return 0
+    weights.update({name: torch.zeros_like(needed[name]) for name in absent})
+    return len(absent)
+
+
+def _check_kinds(weights: dict[str, torch.Tensor], needed: dict[str, torch.Tensor], where: str) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() != needed[name].is_floating_point():
+            raise CheckpointError(
+                f"{where}: {name} is {value.dtype}, the network's is {needed[name].dtype}; quantised weights must be "
+                f"brought back to floating point first"
+            )
+
+
+def _tell(where: str, counters: int, ignored: _Ignored, notices: list[str] | None) -> None:
+    if counters:
+        say(notices, f"{where}: has no {_COUNTER}; {counters} counters of BatchNorm start at 0")
+    idle = [pattern for pattern in ignored.patterns if pattern not in ignored.matched]
+    if idle:
+        say(notices, f"{where}: nothing matches ignore {', '.join(idle)}")
