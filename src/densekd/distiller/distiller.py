@@ -1,0 +1,288 @@
+"""The distiller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from densekd.adapters import nearest_resize
+from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
+from densekd.distiller.plan import TermPlan
+from densekd.distiller.sides import chosen
+from densekd.distiller.term import Term, check_terms, checked_weight
+from densekd.errors import ArgumentError, DtypeError, ShapeError, TapError, nearest
+from densekd.taps import TapReader, main_output
+from densekd.teacher import Batch, ClassMap, TeacherImages, TeacherInput, TeacherSource
+
+
+class DistillOutput(NamedTuple):
+    """What one forward pass gives.
+
+    * `student`: the student's own output, untouched.
+    * `loss`: the weighted sum of the terms, a scalar in float32 or better.
+    * `parts`: `{term name: weighted value}`, detached, in the order of the terms; 0 for a term at weight 0.
+    """
+
+    student: Any
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+class TermValues(NamedTuple):
+    """The student's own output and the unweighted value of each term asked for, with its graph."""
+
+    student: Any
+    values: dict[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """Runs a student and its frozen teacher, and adds up the distillation terms between them.
+
+    Building it makes one dry run on `example`: it finds the taps and the shapes, builds the adapters, freezes and
+    names what takes no part, and refuses what cannot work. Weights, buffers, gradients, modes, random states and
+    hooks of both networks are afterwards what they were, except that the taps have their hooks, that the
+    teacher's `requires_grad` is off and it is in evaluation mode, and that student parameters without a part
+    are frozen; `notices` says so.
+
+    `parameters()` and `state_dict()` hold the student and the adapters (`student.*`, `adapters.*`), never the
+    teacher, which nevertheless follows `.to()`.
+
+    Args:
+        student: the network to train.
+        teacher: a network (it is frozen in place), or a `TeacherSource`.
+        terms: the losses and where they stand.
+        example: images `(N, C, H, W)`, one is enough; a tuple of positional or a dict of keyword arguments where the
+            networks take more.
+        teacher_input: the teacher's own normalisation and size, when they are not the student's.
+        class_map: for each student class the list of teacher classes it merges, when the label sets differ.
+        num_classes: classes of the student, for losses that ask; default: the channels of its class map.
+
+    Attributes:
+        student: the plain student, to save or export.
+        adapters: a module with the adapters and the losses' own parameters.
+        notices: what was chosen, built or frozen, one line each.
+
+    Raises:
+        TapError: a tap that names no module, never fires, fires twice, gives no spatial map, or lies in a compiled
+            module; class maps with different numbers of classes and no `class_map`.
+        ModelError: student and teacher are the same object or share parameters.
+        ArgumentError: bad terms, example or options.
+    """
+
+    _source: TeacherSource
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | TeacherSource,
+        terms: Sequence[Term],
+        example: Any,
+        *,
+        teacher_input: TeacherInput | None = None,
+        class_map: Sequence[Sequence[int]] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        terms = check_terms(terms)
+        batch = as_batch(example)
+        check_networks(student, teacher, batch)
+        self._classes = None if class_map is None else ClassMap(class_map)
+        self._weights = {term.name: term.weight for term in terms}
+        images = None if teacher_input is None else TeacherImages(teacher_input).to(batch.images.device)
+        taps = list(dict.fromkeys(term.student for term in terms))
+        self._reader = TapReader(student, taps, who="student")
+        source: TeacherSource | None = None
+        try:
+            source = as_source(teacher, terms)
+            built = build(student, self._reader, source, terms, batch, images, self._classes, num_classes)
+        except BaseException:
+            self._reader.close()
+            if source is not teacher:
+                _call(source, "close")
+            raise
+        # past nn.Module's own bookkeeping, which would list the teacher among the children
+        object.__setattr__(self, "_source", source)
+        self.student = student
+        self.adapters = built.modules
+        self.teacher_images = images
+        self._plans = built.plans
+        self.notices: list[str] = built.notices
+
+    @property
+    def teacher(self) -> Any:
+        """The frozen network, or the source where no network is known."""
+        return teacher_network(self._source) or self._source
+
+    @property
+    def source(self) -> TeacherSource:
+        """Where the teacher's maps come from."""
+        return self._source
+
+    @property
+    def plans(self) -> tuple[TermPlan, ...]:
+        """What the dry run found for each term."""
+        return tuple(self._plans)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term, now."""
+        return dict(self._weights)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of some terms. A term at weight 0 is not computed; with none left the teacher rests.
+
+        Raises:
+            ArgumentError: an unknown term, or a weight that is negative or not finite.
+        """
+        for name in weights:
+            if name not in self._weights:
+                raise ArgumentError(
+                    f"there is no term {name!r}{nearest(name, self._weights)}; terms: {', '.join(self._weights)}"
+                )
+        self._weights.update({name: checked_weight(weight, name) for name, weight in weights.items()})
+
+    def forward(
+        self, *args: Any, labels: Tensor | None = None, valid: Tensor | None = None, **kwargs: Any
+    ) -> DistillOutput:
+        """One forward pass of both networks.
+
+        Args:
+            *args, **kwargs: go to both networks; the images are the first positional one or `pixel_values`.
+            labels: `(N, H, W)` integers at image size, for losses that need them; brought to map size by nearest.
+            valid: `(N, H, W)` bool at image size, True where a pixel counts; brought to map size by nearest.
+
+        Raises:
+            ArgumentError, ShapeError, DtypeError: labels missing where needed, or `labels` or `valid` of another
+                shape or type.
+            TapError: a tap did not fire this time.
+        """
+        names = [name for name, weight in self._weights.items() if weight != 0.0]
+        output, values = self.values(Batch(args, kwargs), labels, valid, names)
+        total = self._zero(output, values)
+        parts: dict[str, Tensor] = {}
+        for name, weight in self._weights.items():
+            if name in values:
+                value = weight * values[name]
+                total = total + value
+                parts[name] = value.detach()
+            else:
+                parts[name] = total.new_zeros(())
+        return DistillOutput(output, total, parts)
+
+    def values(
+        self,
+        batch: Batch,
+        labels: Tensor | None = None,
+        valid: Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> TermValues:
+        """The unweighted values of the terms called `names` (default: all), with their graphs.
+
+        Raises:
+            As `forward`.
+        """
+        plans = [plan for plan in self._plans if names is None or plan.name in names]
+        _check_at_image_size("labels", labels, batch)
+        _check_at_image_size("valid", valid, batch)
+        for plan in plans:
+            if plan.needs_labels and labels is None:
+                raise ArgumentError(f"term {plan.name!r} needs labels: call distiller(images, labels=labels)")
+        # The teacher first: its activations are gone before the student builds its graph.
+        teacher_batch, teacher_maps = self._teacher(batch, plans)
+        student_taps = dict.fromkeys(plan.student.tap for plan in plans)
+        output, student_maps = self._reader.run(self.student, batch.args, batch.kwargs, student_taps)
+        values: dict[str, Tensor] = {}
+        for plan in plans:
+            student = plan.student.layout.to_nchw(student_maps[plan.student.tap], _size(batch.images))
+            teacher = plan.teacher.layout.to_nchw(teacher_maps[plan.teacher.tap], _size(teacher_batch.images))
+            if plan.by_class and self._classes is not None:
+                student, teacher = self._classes.student(student), self._classes.teacher(teacher)
+            size = _size(teacher)
+            values[plan.name] = self.adapters[plan.key](
+                student,
+                teacher,
+                nearest_resize(labels, size) if labels is not None and plan.needs_labels else None,
+                nearest_resize(valid, size) if valid is not None else None,
+            )
+        return TermValues(output, values)
+
+    def _teacher(self, batch: Batch, plans: Sequence[TermPlan]) -> tuple[Batch, dict[str, Tensor]]:
+        if not plans:
+            return batch, {}
+        with torch.no_grad():
+            if self.teacher_images is not None:
+                batch = batch.with_images(self.teacher_images(batch.images))
+            return batch, chosen(self._source.maps(batch), [plan.teacher.tap for plan in plans])
+
+    def _zero(self, output: Any, values: Mapping[str, Tensor]) -> Tensor:
+        """A zero that depends on what this step leaves out, so that every parameter still gets a gradient.
+
+        The sum over an empty slice: zero and with zero gradient even where the values are not finite.
+        """
+        rest = [plan for plan in self._plans if plan.name not in values]
+        left_out: list[Tensor] = [p for plan in rest for p in self.adapters[plan.key].parameters() if p.requires_grad]
+        if not values:
+            left_out.append(self._student_tensor(output))
+        zero = next(iter(values.values())).new_zeros(()) if values else torch.zeros((), device=left_out[-1].device)
+        for tensor in left_out:
+            zero = zero + tensor.reshape(-1)[:0].sum()
+        return zero
+
+    def _student_tensor(self, output: Any) -> Tensor:
+        try:
+            main = main_output(output)
+        except TapError:
+            return next(p for p in self.student.parameters() if p.requires_grad)
+        return main
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Training mode of student and adapters; the teacher stays in evaluation mode."""
+        super().train(mode)
+        _call(self._source, "train", False)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _call(self._source, "_apply", fn)
+        return self
+
+    def close(self) -> None:
+        """Remove the hooks; the student stays as it was trained. Calling the distiller afterwards is an error."""
+        self._reader.close()
+        _call(self._source, "close")
+
+    def __enter__(self) -> Distiller:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
+
+
+def _call(source: object, method: str, *args: Any) -> None:
+    """Call a method that a teacher source may have."""
+    found = getattr(source, method, None)
+    if found is not None:
+        found(*args)
+
+
+def _check_at_image_size(name: str, values: Tensor | None, batch: Batch) -> None:
+    if values is None:
+        return
+    images = batch.images
+    expected = (images.shape[0], *_size(images))
+    if tuple(values.shape) != expected:
+        raise ShapeError(f"{name}: expected {expected}, one value per pixel of the images, got {tuple(values.shape)}")
+    if name == "valid" and values.dtype != torch.bool:
+        raise DtypeError(f"valid: expected a bool tensor, True where a pixel counts, got {values.dtype}")
+    if name == "labels" and (values.is_floating_point() or values.dtype == torch.bool):
+        raise DtypeError(f"labels: expected integers, got {values.dtype}")

@@ -1,0 +1,109 @@
+"""What the dry run says of every tap of one network: layout, shape, and whether it is the class map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from densekd.adapters import find_layout
+from densekd.distiller.plan import Side
+from densekd.errors import TapError, nearest
+from densekd.taps import DryRun, TapReader, dry_run, holds_class_map, logits_candidate, main_output
+from densekd.teacher import Batch, LiveTeacher, TeacherSource
+
+
+@dataclass
+class Sides:
+    """One network's sides by tap; `classes` are the channels of its class map, where it has one."""
+
+    sides: dict[str, Side]
+    classes: int | None
+    notices: list[str] = field(default_factory=list)
+
+
+def student_sides(student: nn.Module, reader: TapReader, found: DryRun, batch: Batch) -> Sides:
+    """The student's sides.
+
+    Raises:
+        TapError: a map without spatial axes, or without a gradient.
+    """
+    for tap, tapped in found.maps.items():
+        if not tapped.requires_grad:
+            raise TapError(
+                f"tap {tap!r} of the student carries no gradient, so a term there would teach the student nothing: "
+                "everything before it is frozen, or it runs under no_grad (as re-entrant checkpointing does: "
+                "use_reentrant=False); tap a later module"
+            )
+    return _sides("student", student, reader, found, batch)
+
+
+def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> Sides:
+    """The teacher's sides, from one run without a graph.
+
+    Raises:
+        TapError: a map without spatial axes, or one that the source does not give.
+    """
+    with torch.no_grad():
+        if isinstance(source, LiveTeacher):
+            missing = [tap for tap in taps if tap not in source.reader.names]
+            if missing:
+                raise TapError(_not_given(missing[0], source.reader.names))
+            network = source.network.eval()
+            found = dry_run(source.reader, network, batch.args, batch.kwargs)
+            return _sides("teacher", network, source.reader, found, batch)
+        maps = chosen(source.maps(batch), taps)
+    sides = {
+        tap: _side("teacher", tap, tapped, batch, tap in ("logits", "output"), None) for tap, tapped in maps.items()
+    }
+    return Sides(sides, None)
+
+
+def chosen(maps: Mapping[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
+    """The maps of `taps`, detached.
+
+    Raises:
+        TapError: the source does not give one of them.
+    """
+    for tap in taps:
+        if not isinstance(maps.get(tap), Tensor):
+            raise TapError(_not_given(tap, maps))
+    return {tap: maps[tap].detach() for tap in taps}
+
+
+def _not_given(tap: str, given: Mapping[str, object]) -> str:
+    return (
+        f"the teacher source gives no map {tap!r}{nearest(tap, given)}; it gives: "
+        f"{', '.join(map(repr, given)) or 'none'}; name its taps when it is made, or change the term's teacher tap"
+    )
+
+
+def _sides(who: str, network: nn.Module, reader: TapReader, found: DryRun, batch: Batch) -> Sides:
+    whole = holds_class_map(found.output)
+    classes = main_output(found.output).shape[1] if whole else None
+    candidate = logits_candidate(network)
+    sides = {}
+    for tap, tapped in found.maps.items():
+        name = reader.names[tap]
+        if name.path is None:
+            is_classes = whole and name.item in (None, "out", "logits")
+        else:
+            known = tap == "logits" or (candidate is not None and name.path == candidate[0])
+            is_classes = known and tapped.dim() == 4 and tapped.shape[1] == classes
+        sides[tap] = _side(who, tap, tapped, batch, is_classes, classes)
+    return Sides(sides, classes, found.notices)
+
+
+def _side(who: str, tap: str, tapped: Tensor, batch: Batch, is_classes: bool, classes: int | None) -> Side:
+    images = batch.images
+    if tapped.shape[:1] != images.shape[:1]:
+        raise TapError(
+            f"tap {tap!r} of the {who}: expected a map of {images.shape[0]} images along the first axis, got shape "
+            f"{tuple(tapped.shape)}; tap a module that keeps the batch first"
+        )
+    size = (images.shape[2], images.shape[3])
+    layout = find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the {who}")
+    shape = layout.to_nchw(tapped, size).shape
+    return Side(tap, layout, shape, is_classes, is_classes or shape[1] == classes)

@@ -1,0 +1,218 @@
+"""The teacher's side: where its maps come from, the images it wants, and its label set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekd.errors import ArgumentError, ShapeError
+from densekd.taps import TapReader
+
+
+class Batch(NamedTuple):
+    """The arguments of one forward pass, as the networks get them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def images(self) -> Tensor:
+        """The images `(N, C, H, W)`: the first positional argument, or `pixel_values`.
+
+        Raises:
+            ArgumentError: there are none, or they are no such tensor.
+        """
+        images = self.args[0] if self.args else self.kwargs.get("pixel_values")
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ArgumentError(
+                "expected images, a tensor (N, C, H, W), as the first positional argument or as pixel_values; "
+                f"got {came}"
+            )
+        return images
+
+    def with_images(self, images: Tensor) -> Batch:
+        """The same arguments with other images."""
+        if self.args:
+            return Batch((images, *self.args[1:]), self.kwargs)
+        return Batch(self.args, {**self.kwargs, "pixel_values": images})
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """Anything that gives the teacher's maps: a live network, a cache, a wrapper.
+
+    A source that also has `_apply(fn)`, as every `nn.Module` has, follows the distiller's `.to()`; one with
+    `train(mode)` is told `train(False)` whenever the distiller changes its mode; one with `close()` is closed.
+    """
+
+    def maps(self, batch: Batch) -> Mapping[str, Tensor]:
+        """`{tap: map}` for one batch; the maps carry no gradient."""
+        ...
+
+
+def freeze(network: nn.Module) -> None:
+    """Evaluation mode and no gradients, for good. The network itself is changed, not a copy of it."""
+    network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+
+
+class LiveTeacher:
+    """A network that is run on every batch, frozen and without a graph.
+
+    Not an `nn.Module` on purpose: whatever holds it does not list the teacher's parameters, save them, or wrap
+    them for distributed training.
+
+    Args:
+        network: the teacher. Its `requires_grad` flags are set to False and it is put in evaluation mode.
+        taps: the taps to read.
+    """
+
+    def __init__(self, network: nn.Module, taps: Iterable[str] = ("output",)) -> None:
+        self.network = network
+        self.reader = TapReader(network, taps, who="teacher")
+        freeze(network)
+
+    def maps(self, batch: Batch) -> dict[str, Tensor]:
+        """The tapped maps of one forward pass under `no_grad`, always in evaluation mode."""
+        if self.network.training:
+            self.network.eval()
+        with torch.no_grad():
+            return self.reader.run(self.network, batch.args, batch.kwargs)[1]
+
+    def train(self, mode: bool = True) -> LiveTeacher:
+        """Stays in evaluation mode, whatever `mode` says."""
+        self.network.eval()
+        return self
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self.reader.close()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LiveTeacher:
+        self.network._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+
+@dataclass(frozen=True)
+class TeacherInput:
+    """The images as the teacher wants them: its own normalisation and, if given, its own size.
+
+    `teacher = ((student * student_std + student_mean) - mean) / std`, per channel, then a bilinear resize to
+    `size` (anti-aliased, corners not aligned).
+
+    Args:
+        mean, std: the teacher's normalisation, per channel.
+        student_mean, student_std: the normalisation the images have when they reach the distiller, in the same
+            unit (images in 0..1, or all four in 0..255).
+        size: `(height, width)` the teacher gets, or None for the images' own.
+
+    Raises:
+        ArgumentError: lengths that differ, a standard deviation that is not positive, a size that is none.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    student_mean: Sequence[float]
+    student_std: Sequence[float]
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("mean", "std", "student_mean", "student_std")}
+        if len(set(lengths.values())) != 1:
+            raise ArgumentError(f"TeacherInput: expected one number per channel in each list, got lengths {lengths}")
+        for name in ("std", "student_std"):
+            if min(getattr(self, name)) <= 0:
+                raise ArgumentError(f"TeacherInput: {name} must be positive, got {tuple(getattr(self, name))}")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ArgumentError(f"TeacherInput: size must be (height, width), got {self.size!r}")
+
+
+class TeacherImages(nn.Module):
+    """Turns the student's images into the teacher's as a `TeacherInput` says; holds no saved state."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: TeacherInput) -> None:
+        super().__init__()
+        self.size = spec.size
+        std, student_std = (torch.tensor(list(values)) for values in (spec.std, spec.student_std))
+        mean, student_mean = (torch.tensor(list(values)) for values in (spec.mean, spec.student_mean))
+        self.register_buffer("scale", (student_std / std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((student_mean - mean) / std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.scale.shape[1]:
+            raise ShapeError(
+                f"TeacherInput has {self.scale.shape[1]} channels, the images have {images.shape[1]}: give one mean "
+                "and one std per channel"
+            )
+        images = (images * self.scale + self.shift).to(images.dtype)
+        if self.size is None or tuple(images.shape[2:]) == tuple(self.size):
+            return images
+        return F.interpolate(images, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class ClassMap:
+    """The teacher's class map in the student's label set.
+
+    Args:
+        groups: for each student class the teacher classes it merges: their logits are joined by
+            `logsumexp`, so that under a softmax over classes the probabilities add up. An empty list: the teacher
+            does not know this class, and its channel is compared for neither network.
+
+    Raises:
+        ArgumentError: not a list of lists of class numbers, or no class with a teacher class.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        self.groups: list[list[int]] = []
+        for place, group in enumerate(groups):
+            if isinstance(group, (str, int)) or any(not isinstance(c, int) or c < 0 for c in group):
+                raise ArgumentError(
+                    f"class_map: expected for student class {place} a list of teacher class numbers, got {group!r}"
+                )
+            if len(set(group)) != len(group):
+                raise ArgumentError(f"class_map: student class {place} names a teacher class twice: {list(group)}")
+            self.groups.append(list(group))
+        if not any(self.groups):
+            raise ArgumentError("class_map: no student class has a teacher class; expected a list of lists")
+        self.known = [place for place, group in enumerate(self.groups) if group]
+
+    def check(self, student_classes: int, teacher_classes: int) -> None:
+        """Raises:
+        ArgumentError: the map has another number of student classes, or names a teacher class there is not.
+        """
+        if len(self.groups) != student_classes:
+            raise ArgumentError(
+                f"class_map has {len(self.groups)} entries, the student has {student_classes} classes: expected one "
+                "list of teacher classes per student class"
+            )
+        highest = max(max(group) for group in self.groups if group)
+        if highest >= teacher_classes:
+            raise ArgumentError(
+                f"class_map names teacher class {highest}, but the teacher has {teacher_classes} classes "
+                f"(0..{teacher_classes - 1})"
+            )
+
+    def teacher(self, logits: Tensor) -> Tensor:
+        """`(N, teacher classes, H, W)` -> `(N, known student classes, H, W)`."""
+        merged = [
+            logits[:, group[0]] if len(group) == 1 else torch.stack([logits[:, c] for c in group]).logsumexp(0)
+            for group in self.groups
+            if group
+        ]
+        return torch.stack(merged, dim=1)
+
+    def student(self, logits: Tensor) -> Tensor:
+        """`(N, student classes, H, W)` -> the channels of the classes the teacher knows."""
+        if len(self.known) == len(self.groups):
+            return logits
+        return torch.stack([logits[:, place] for place in self.known], dim=1)
