@@ -40,7 +40,7 @@ _NAMES = {
     "train": "densekd.runs",
 }
 
-__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_NAMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
-from densekd.cli.training import Json, Overrides, QuietFlag, _dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, dotted
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
@@ -29,7 +29,7 @@ def evaluate(
 
     opened = Run.load(run)
     with Watch() as watch:
-        scores = score_run(opened, split, _dotted(overrides), None if quiet else watch.counting)
+        scores = score_run(opened, split, dotted(overrides), None if quiet else watch.counting)
     if as_json:
         import json
 

@@ -81,6 +81,14 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self, name: str) -> None:
+        """The run of that name starts: its bars replace those of the run before."""
+        self.label, self._miou, self._header = f"{name}: ", None, False
+        if self._bar is not None:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+        self._tasks.clear()
+
     def _advance(self, what: str, done: int, total: int, note: str = "") -> None:
         if self._bar is None:
             return

@@ -28,7 +28,7 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def _dotted(overrides: list[str] | None) -> dict[str, Any]:
+def dotted(overrides: list[str] | None) -> dict[str, Any]:
     from densekd.config import parse_override
 
     return dict(parse_override(text) for text in overrides or [])
@@ -81,9 +81,9 @@ def _train_or_distill(
     from densekd import runs
     from densekd.runs.execute import Quiet, resolve
 
-    dotted = _dotted(overrides)
+    changes = dotted(overrides)
     if dry_run:
-        _dry_run(kind, resolve(recipe, seed, dotted))
+        _dry_run(kind, resolve(recipe, seed, changes))
         return
     call = runs.train if kind == "train" else runs.distill
     watch = Quiet() if quiet else Watch()
@@ -95,9 +95,9 @@ def _train_or_distill(
     try:
         if isinstance(watch, Watch):
             with watch:
-                run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **dotted)  # type: ignore[arg-type]
+                run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **changes)  # type: ignore[arg-type]
         else:
-            run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **dotted)
+            run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **changes)
     except Interrupted:
         complain(f"go on with: {resumable}{where}{seeded} --resume")
         raise
@@ -163,7 +163,7 @@ def doctor(
     from densekd.runs.execute import Quiet, resolve, total_steps
     from densekd.runs.readiness import check_readiness
 
-    resolved = resolve(recipe, seed, _dotted(overrides))
+    resolved = resolve(recipe, seed, dotted(overrides))
     require_teacher(resolved)
     watch: Any = Quiet() if quiet else Watch()
     parts = assemble(resolved, watch=watch.checking)

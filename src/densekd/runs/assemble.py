@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -36,11 +35,11 @@ class Parts:
     notices: list[str] = field(default_factory=list)
 
     def train_view(self) -> TrainView:
-        transform = TrainTransform.from_spec(self.recipe.data.augment, self.data.ignore_index)
+        transform = TrainTransform(self.recipe.data.augment, self.data.ignore_index)
         return TrainView(self.data.train, transform, seed=self.recipe.seed)
 
     def eval_view(self, which: SegmentationSet | None = None) -> EvalView:
-        return EvalView(which or self.data.val, EvalTransform.from_spec(self.recipe.data.augment))
+        return EvalView(which or self.data.val, EvalTransform(self.recipe.data.augment))
 
     def example(self, count: int = 2) -> torch.Tensor:
         """A few training images as the student sees them."""
@@ -81,11 +80,12 @@ def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None)
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     device = choose_device(recipe)
-    data = build_data(recipe.data, check=True, progress=watch)
+    data = build_data(recipe.data, progress=watch)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
-    student = build_model(recipe.student, task.num_outputs, base_folder=Path.cwd())
-    parts = Parts(recipe, data, task, student, device, list(data.notices))
+    notices = list(data.notices)
+    student = build_model(recipe.student, task.num_outputs, notices=notices)
+    parts = Parts(recipe, data, task, student, device, notices)
     parts.student = parts.to_device(student)
     return parts
 
@@ -126,7 +126,7 @@ def require_teacher(recipe: Recipe) -> TeacherSpec:
 def build_teacher(parts: Parts) -> nn.Module:
     """The recipe's teacher with its weights, on the run's device, in eval mode."""
     spec = require_teacher(parts.recipe)
-    teacher = build_model(spec, parts.task.num_outputs, base_folder=Path.cwd())
+    teacher = build_model(spec, parts.task.num_outputs, notices=parts.notices)
     return parts.to_device(teacher).eval()
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,6 @@ from densekd.models.measure import Measured
 from densekd.records import Cost, NetworkCost, RunRecord, Scores, TeacherCost, environment
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher, require_teacher
 from densekd.runs.folder import Run, open_folder, refuse_existing
-from densekd.runs.readiness import Readiness, check_readiness
 from densekd.training.batcher import Batcher
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, Progress, scores_of
@@ -30,6 +29,9 @@ from densekd.training.optimizers import build_optimizer
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted, StopSignals
 from densekd.training.stepper import Stepper, StepResult
+
+if TYPE_CHECKING:
+    from densekd.runs.readiness import Readiness
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 Kind = Literal["train", "distill"]
@@ -192,6 +194,8 @@ class _Execution:
         measured = self.parts.measured(network)
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((term.name for term in distiller.terms), self.recipe.terms, strict=True))
+        from densekd.runs.readiness import check_readiness
+
         self.readiness = check_readiness(self.parts, distiller, network, steps=self.steps)
         self.progress.ready(self.readiness)
         self.readiness.raise_if_failed(self.recipe.preflight.on_problem)

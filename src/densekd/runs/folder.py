@@ -9,13 +9,10 @@ from torch import nn
 
 from densekd import files
 from densekd.config import Recipe, dump_recipe, load_recipe, recipe_digest
-from densekd.data.build import build_data
-from densekd.errors import CheckpointError, RunError
+from densekd.errors import RunError
 from densekd.models.build import build_model
-from densekd.models.checkpoint import load_checkpoint
 from densekd.models.specs import CheckpointSpec
 from densekd.records import RunRecord
-from densekd.tasks.segmentation import SegmentationTask
 
 _OWN = {"recipe.yaml", "record.json", "log.csv", "checkpoints", "student.safetensors", "report.html"}
 
@@ -66,13 +63,14 @@ class Run:
         Raises:
             RunError: the run has not evaluated a student yet.
         """
-        recipe = self.recipe
-        data = build_data(recipe.data, check=False)
-        outputs = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes).num_outputs
-        plain = recipe.student.model_copy(update={"checkpoint": None, "encoder_checkpoint": None})
-        network = build_model(plain, outputs, base_folder=Path.cwd())
-        load_checkpoint(network, CheckpointSpec(path=str(self.weights)), base_folder=Path.cwd())
-        return network.eval()
+        recipe, scores = self.recipe, self.record.best
+        if scores is None:
+            raise RunError(f"{self.path}: no student was evaluated yet; the run's status is {self.record.status!r}")
+        outputs = 1 if recipe.task.binary else len(scores.iou)
+        spec = recipe.student.model_copy(
+            update={"checkpoint": CheckpointSpec(path=str(self.weights)), "encoder_checkpoint": None}
+        )
+        return build_model(spec, outputs, notices=[]).eval()
 
 
 def open_folder(path: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
@@ -138,12 +136,3 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5]]
 
-
-def check_weights(path: Path) -> None:
-    """Refuse a run folder without weights, as the checkpoint of another run.
-
-    Raises:
-        CheckpointError: no `student.safetensors` in it.
-    """
-    if path.is_dir() and not (path / "student.safetensors").is_file():
-        raise CheckpointError(f"{path}: a folder without student.safetensors; is that run finished?")

@@ -32,7 +32,7 @@ def learning_rate_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
 
 
 def term_weight(spec: TermSpec, step: int, steps: int) -> float:
-    """Weight of a distillation term at `step`: linear warm-up, then constant, linear or cosine decay, 0 from its end."""
+    """Weight of a term at `step`: linear warm-up, then constant or decaying (linear, cosine), 0 from its end."""
     end = min(spec.end_step or steps, steps)
     if step >= end:
         return 0.0

@@ -1,0 +1,85 @@
+"""`list`: what there is — models, methods, recipes, runs, the schema of a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from densekd.cli.guard import guarded
+from densekd.cli.show import table
+from densekd.cli.training import Json
+
+_THINGS = ("models", "methods", "recipes", "runs", "schema")
+
+
+@guarded
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, methods, recipes, runs or schema")],
+    folder: Annotated[Path, typer.Option("--folder", help="runs: where to look.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List models, methods, recipes or runs, or print the JSON schema of a recipe."""
+    from densekd.errors import ArgumentError, nearest
+
+    if what not in _THINGS:
+        raise ArgumentError(f"list {what!r}: unknown{nearest(what, _THINGS)}; one of {', '.join(_THINGS)}")
+    if what == "schema":
+        from densekd.config import recipe_schema
+
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+        return
+    rows = {"models": _models, "methods": _methods, "recipes": _recipes}.get(what, lambda: _runs(folder))()
+    table(rows, as_json=as_json)
+
+
+def _models() -> list[dict[str, Any]]:
+    from densekd.models.catalog import rows
+
+    return rows()
+
+
+def _methods() -> list[dict[str, Any]]:
+    from densekd.losses.catalog import METHODS
+
+    found = []
+    for name, loss in METHODS.items():
+        first = (loss.__doc__ or "").strip().splitlines()[0]
+        needs = ", ".join(sorted(loss.needs)) or "-"
+        found.append({"method": name, "class": loss.__name__, "needs": needs, "what": first})
+    return [*found, {"method": "none", "class": "-", "needs": "labels", "what": "The student alone: `densekd train`."}]
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from densekd.config import shipped_recipes
+
+    return [{"recipe": name, "what": what} for name, what in shipped_recipes().items()]
+
+
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    from densekd.errors import DensekdError
+    from densekd.runs import Run
+
+    found = []
+    for path in sorted(folder.rglob("record.json")) if folder.is_dir() else []:
+        row: dict[str, Any] = {"run": str(path.parent)}
+        try:
+            record = Run.load(path.parent).record
+        except DensekdError as error:
+            found.append({**row, "status": f"unreadable: {error}"})
+            continue
+        best, final = (None if s is None else round(100 * s.miou, 2) for s in (record.best, record.final))
+        found.append(
+            {
+                **row,
+                "status": record.status,
+                "method": record.method,
+                "seed": record.seed,
+                "steps": record.steps,
+                "best mIoU": best,
+                "final mIoU": final,
+            }
+        )
+    return found or [{"run": f"(none under {folder})"}]
