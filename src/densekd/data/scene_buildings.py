@@ -125,7 +125,7 @@ class _Facade:
         apart = abs(x0 - x1) / bays
         floors = max(1, round((height - GROUND_FLOOR) / STOREY)) if height > 5 else 0
         storey = (height - GROUND_FLOOR - 0.5) / max(floors, 1)
-        detail = 2 if apart > 9 else 1 if apart > 3.2 else 0
+        detail = 2 if apart > 13 else 1 if apart > 3.6 else 0
         self._ground_floor(detail)
         for i in range(floors):
             base = GROUND_FLOOR + storey * i + (0.75 if b.kind != "modern" else 0.5)

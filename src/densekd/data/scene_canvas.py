@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from densekd.data.scene_layout import Scene
-from densekd.data.scene_light import Colour
+from densekd.data.scene_light import Colour, scaled
 
 Point = tuple[float, float]
 Ink = tuple[int, int, int, int]
@@ -44,6 +44,8 @@ class Canvas:
         self.cx = self.width / 2 + self.flip * view.centre * self.height
         self.cy = view.horizon * self.height
         self.eye = view.eye
+        # Distance to (share of the colour that comes through, haze added).
+        self._air: dict[float, tuple[float, Colour]] = {}
         self._bend = self.focal * view.bend
         self.up = self.light.tint(0, 1, 0)
         self.front = self.light.tint(0, 0.15, -0.98)
@@ -59,12 +61,14 @@ class Canvas:
     def ink(self, colour: Colour, label: int, z: float, tint: Colour | None = None) -> Ink:
         """The colour under this light at this distance, with the label."""
         tint = tint or self.flat
-        clear = math.exp(-z / self.light.haze_depth)
-        haze = self.light.haze
+        if z not in self._air:
+            clear = math.exp(-z / self.light.haze_depth)
+            self._air[z] = (clear, scaled(self.light.haze, 1 - clear))
+        clear, (red, green, blue) = self._air[z]
         return (
-            _byte(colour[0] * tint[0] * clear + haze[0] * (1 - clear)),
-            _byte(colour[1] * tint[1] * clear + haze[1] * (1 - clear)),
-            _byte(colour[2] * tint[2] * clear + haze[2] * (1 - clear)),
+            min(255, int(colour[0] * tint[0] * clear + red)),
+            min(255, int(colour[1] * tint[1] * clear + green)),
+            min(255, int(colour[2] * tint[2] * clear + blue)),
             label,
         )
 
@@ -152,7 +156,3 @@ class Figure:
     def disc(self, x: float, y: float, rx: float, ry: float, ink: Ink) -> None:
         px, py = self.at(x, y)
         self.canvas.disc(px, py, abs(rx * self.across), ry * self.scale, ink)
-
-
-def _byte(value: float) -> int:
-    return 0 if value < 0 else 255 if value > 255 else int(value)

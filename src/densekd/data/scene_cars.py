@@ -175,7 +175,7 @@ def _stretch(
     c, z = body.canvas, body.thing.z
     l0, y0, l1, y1 = stretch
     # The cabin is narrower at the top.
-    w0, w1 = (half * (0.84 if y > 1.3 else 0.98) for y in (y0, y1))
+    w0, w1 = (half * (0.84 if y > 1.3 else 1.0) for y in (y0, y1))
     c.fill(
         [body.at(l0, -w0, y0), body.at(l0, w0, y0), body.at(l1, w1, y1), body.at(l1, -w1, y1)],
         c.ink(paint, CAR, z, tint),

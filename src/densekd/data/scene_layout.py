@@ -208,9 +208,9 @@ def _trees_and_poles(crowd: _Crowd, street: Street) -> None:
     lamp = rng.choice(("lamp", "lamp", "lantern", "mast"))
     for sign in (-1, 1):
         kerb, facade = street.side(sign)
-        if rng.random() < 0.85:
-            z, step = rng.uniform(4.0, 9.0), rng.uniform(9, 16)
-            while z < street.end:
+        if rng.random() < 0.75:
+            z, step = rng.uniform(6.0, 16.0), rng.uniform(14, 24)
+            while z < min(street.end, 55):
                 crowd.add(lamp, kerb + sign * 0.5, z)
                 z += step
         if rng.random() < 0.55:
@@ -220,7 +220,7 @@ def _trees_and_poles(crowd: _Crowd, street: Street) -> None:
                 if rng.random() < 0.8:
                     crowd.add(kind, kerb + sign * rng.uniform(0.7, 1.1), z, room=(0.5, 1.0))
                 z += step * rng.uniform(0.85, 1.15)
-        for _ in range(rng.choice((0, 0, 0, 2, 4))):
+        for _ in range(rng.choice((0, 0, 0, 0, 2, 3))):
             crowd.add("bollard", kerb + sign * 0.35, rng.uniform(5, 16))
         if rng.random() < 0.25:
             crowd.add("bush", facade - sign * 0.7, rng.uniform(9, 25), room=(0.8, 0.9))
@@ -234,15 +234,15 @@ def _traffic(crowd: _Crowd, street: Street) -> None:
                 x = street.side(sign)[0] - sign * 1.15
                 z = rng.uniform(6, 12)
                 while z < 50:
-                    if rng.random() < 0.5 and not _crossing(street, z):
+                    if rng.random() < 0.62 and not _crossing(street, z):
                         crowd.add("car", x, z, math.pi * (sign < 0) + rng.gauss(0, 0.02), (0.9, 2.3))
                     z += rng.uniform(5.2, 6.4)
     inset = 3.6 if street.parking else 1.7
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
         away = rng.random() < 0.5
         x = street.right - inset if away else street.left + inset
         turn = (0.0 if away else math.pi) + rng.gauss(0, 0.05)
-        crowd.add("car", x + rng.gauss(0, 0.25), math.exp(rng.uniform(2.15, 3.7)), turn, (1.0, 3.0))
+        crowd.add("car", x + rng.gauss(0, 0.25), math.exp(rng.uniform(2.05, 3.5)), turn, (1.0, 3.0))
     if street.junction and rng.random() < 0.5:
         z = (street.junction[0] + street.junction[1]) / 2
         crowd.add(

@@ -11,12 +11,12 @@ Colour = tuple[float, float, float]
 
 def jitter(rng: random.Random, colour: Colour, amount: float) -> Colour:
     """The colour moved by up to `amount` (of 255) in brightness and a third of it in each channel."""
-    shift = rng.uniform(-amount, amount)
+    shift = amount * (2 * rng.random() - 1)
     third = amount / 3
     return (
-        colour[0] + shift + rng.uniform(-third, third),
-        colour[1] + shift + rng.uniform(-third, third),
-        colour[2] + shift + rng.uniform(-third, third),
+        max(0.0, colour[0] + shift + third * (2 * rng.random() - 1)),
+        max(0.0, colour[1] + shift + third * (2 * rng.random() - 1)),
+        max(0.0, colour[2] + shift + third * (2 * rng.random() - 1)),
     )
 
 
@@ -73,8 +73,8 @@ _TIMES: tuple[
     (
         "clear",
         0.34,
-        (0.50, 0.55, 0.64),
-        (0.66, 0.62, 0.54),
+        (0.58, 0.62, 0.70),
+        (0.64, 0.60, 0.52),
         (32, 62),
         (62, 120, 205),
         (184, 214, 238),
@@ -99,7 +99,7 @@ _TIMES: tuple[
     (
         "golden",
         0.20,
-        (0.46, 0.45, 0.52),
+        (0.55, 0.53, 0.58),
         (0.86, 0.60, 0.34),
         (11, 24),
         (88, 122, 186),
@@ -107,7 +107,7 @@ _TIMES: tuple[
         (255, 226, 196),
         0.4,
         150,
-        0.25,
+        0.12,
     ),
     (
         "mist",
@@ -120,12 +120,12 @@ _TIMES: tuple[
         (226, 228, 230),
         0.3,
         48,
-        0.2,
+        0.16,
     ),
     (
         "dusk",
         0.12,
-        (0.40, 0.40, 0.52),
+        (0.52, 0.50, 0.62),
         (0.05, 0.03, 0.03),
         (8, 12),
         (38, 50, 104),

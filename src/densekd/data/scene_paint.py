@@ -177,7 +177,8 @@ def _bloom(canvas: Canvas, size: tuple[int, int]) -> Array:
 
 def _lens(picture: Array, height: int, rng: random.Random) -> Image.Image:
     """Exposure, white balance, vignette, and a slight blur."""
-    gain = math.exp(rng.gauss(0, 0.11))
+    # The camera's own exposure brings the picture half of the way (in stops) to a medium brightness.
+    gain = math.exp(rng.gauss(0, 0.1)) * min(1.6, math.sqrt(122 / max(float(picture.mean()), 1.0)))
     warm = rng.gauss(0, 0.035)
     balance = np.array((gain * (1 + warm), gain, gain * (1 - warm)), np.float32)
     picture *= balance
@@ -186,13 +187,13 @@ def _lens(picture: Array, height: int, rng: random.Random) -> Image.Image:
     picture *= (1 - np.float32(rng.uniform(0.02, 0.1)) * (ys * ys + xs * xs))[..., None]
     np.clip(picture, 0, 255, out=picture)
     image = Image.fromarray(picture.astype(np.uint8), "RGB")
-    blur = max(0.0, rng.gauss(0.0022, 0.0025)) * height
+    blur = min(0.003, max(0.0, rng.gauss(0.0014, 0.0014))) * height
     return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.2 else image
 
 
 def _sensor(picture: Array, rng: random.Random) -> Array:
     """Sensor noise: stronger in bright parts (photons), never none in dark ones (read-out)."""
-    strength = rng.uniform(0.4, 1.0)
+    strength = rng.uniform(0.3, 0.85)
     # The sum of two uniform bytes stands for a normal deviate: it needs no transcendental function.
     noise = np.frombuffer(rng.randbytes(picture.size * 2), np.uint8).reshape(2, *picture.shape)
     deviate = (noise[0].astype(np.float32) + noise[1] - 255) / np.float32(104)

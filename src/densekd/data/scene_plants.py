@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+from functools import lru_cache
 
-from densekd.data.scene_canvas import CIRCLE, TREE, Canvas, Figure
+from densekd.data.scene_canvas import CIRCLE, TREE, Canvas, Figure, Point
 from densekd.data.scene_layout import Block, Thing
 from densekd.data.scene_light import Colour, jitter, mix, scaled
 
@@ -20,44 +21,51 @@ _LEAVES: tuple[Colour, ...] = (
 _BARK: Colour = (96, 76, 60)
 
 
+@lru_cache(maxsize=1)
+def _rounds() -> tuple[tuple[Point, ...], ...]:
+    """Sixteen ragged circles of radius about 1."""
+    rng = random.Random(8)
+    shapes = []
+    for _ in range(16):
+        spread = [rng.uniform(0.8, 1.16) for _ in CIRCLE]
+        shapes.append(tuple((r * c, 0.92 * r * s) for r, (c, s) in zip(spread, CIRCLE, strict=True)))
+    return tuple(shapes)
+
+
 def _blob(
     figure: Figure, rng: random.Random, x: float, y: float, radius: float, ink: tuple[int, int, int, int]
 ) -> None:
     """A ragged round of leaves."""
-    spread = [(1 + rng.uniform(-0.2, 0.16)) * radius for _ in CIRCLE]
-    figure.fill([(x + r * c, y + 0.92 * r * s) for r, (c, s) in zip(spread, CIRCLE, strict=True)], ink)
+    px, py = figure.at(x, y)
+    size = radius * figure.scale
+    shape = _rounds()[int(rng.random() * 16)]
+    figure.canvas.fill([(px + size * c, py + size * s) for c, s in (shape if size > 6 else shape[::2])], ink)
 
 
 def _crown(figure: Figure, rng: random.Random, centre: float, radius: float, tall: float, colour: Colour) -> None:
     """Rounds of leaves: dark below and away from the light, bright towards it."""
     canvas = figure.canvas
-    light = canvas.light
-    towards = light.sun[0] * 0.35
-    count = 11 if figure.scale * radius > 7 else 6
-    for i in range(count):
-        angle = i * 2.4
-        reach = radius * 0.62 * math.sqrt((i + 0.5) / count)
-        dx, dy = reach * math.cos(angle), reach * math.sin(angle) * tall
-        shine = 0.5 + 0.5 * (dx * towards * 2 + dy * 0.7) / max(radius, 0.1)
-        tone = scaled(colour, 0.66 + 0.62 * shine)
-        _blob(
-            figure,
-            rng,
-            dx,
-            centre + dy,
-            radius * rng.uniform(0.42, 0.58),
-            canvas.ink(tone, TREE, figure.z, canvas.flat),
-        )
-    if figure.scale * radius < 14:
+    if not -1.3 * radius * figure.scale < figure.x0 < canvas.width + 1.3 * radius * figure.scale:
         return
-    for _ in range(26):
-        angle, reach = rng.uniform(0, 6.28), radius * 0.92 * math.sqrt(rng.random())
+    towards = canvas.light.sun[0] * 0.7
+    inks = [canvas.ink(scaled(colour, 0.6 + 0.72 * i / 7), TREE, figure.z, canvas.flat) for i in range(8)]
+
+    def leaves(dx: float, dy: float, size: float, chance: float) -> None:
+        shine = 0.5 + 0.5 * (dx * towards + dy * 0.7) / radius + chance
+        _blob(figure, rng, dx, centre + dy, size, inks[max(0, min(7, int(shine * 8)))])
+
+    size = figure.scale * radius
+    count = 11 if size > 24 else 8 if size > 9 else 4
+    grow = radius * (1 if count > 4 else 1.3)
+    for i in range(count):
+        angle, reach = i * 2.4, radius * 0.62 * math.sqrt((i + 0.5) / count)
+        leaves(reach * math.cos(angle), reach * math.sin(angle) * tall, grow * (0.42 + 0.16 * rng.random()), 0.0)
+    if size < 16:
+        return
+    for _ in range(min(60, int(size / 2.6))):
+        angle, reach = 6.28 * rng.random(), radius * 0.92 * math.sqrt(rng.random())
         dx, dy = reach * math.cos(angle), reach * math.sin(angle) * tall
-        shine = 0.5 + 0.5 * (dx * towards * 2 + dy * 0.7) / radius + rng.uniform(-0.3, 0.3)
-        ink = canvas.ink(scaled(colour, 0.66 + 0.66 * shine), TREE, figure.z, canvas.flat)
-        px, py = figure.at(dx, centre + dy)
-        size = radius * figure.scale * rng.uniform(0.07, 0.15)
-        canvas.fill([(px + size * c * rng.uniform(0.7, 1.3), py + size * s) for c, s in CIRCLE[::2]], ink)
+        leaves(dx, dy, radius * (0.06 + 0.08 * rng.random()), 0.5 * rng.random() - 0.2)
 
 
 def tree(canvas: Canvas, thing: Thing) -> None:

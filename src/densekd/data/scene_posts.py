@@ -24,8 +24,8 @@ def lamp(canvas: Canvas, thing: Thing) -> None:
     f = Figure(canvas, thing.x, thing.z)
     ink = canvas.ink(colour, POLE, thing.z)
     reach = -thing.sign * rng.uniform(1.1, 1.9)
-    f.limb((0, 0), (0, 1.1), 0.3, canvas.ink(scaled(colour, 0.9), POLE, thing.z), 0.27)
-    f.limb((0, 1.0), (0, height), 0.24, ink, 0.14)
+    f.limb((0, 0), (0, 1.1), 0.26, canvas.ink(scaled(colour, 0.9), POLE, thing.z), 0.22)
+    f.limb((0, 1.0), (0, height), 0.18, ink, 0.12)
     edge = 0.06 if canvas.light.sun[0] > 0 else -0.06
     f.limb((edge, 1.0), (edge * 0.6, height), 0.07, canvas.ink(scaled(colour, 1.22), POLE, thing.z), 0.04)
     f.limb((0, height - 0.3), (reach * 0.6, height + 0.25), 0.14, ink, 0.1)
@@ -46,8 +46,8 @@ def lantern(canvas: Canvas, thing: Thing) -> None:
     colour, height = jitter(rng, (48, 58, 54), 10), rng.uniform(3.2, 4.0)
     f = Figure(canvas, thing.x, thing.z)
     ink = canvas.ink(colour, POLE, thing.z)
-    f.limb((0, 0), (0, 0.7), 0.42, ink, 0.28)
-    f.limb((0, 0.6), (0, height), 0.2, ink, 0.15)
+    f.limb((0, 0), (0, 0.7), 0.4, ink, 0.24)
+    f.limb((0, 0.6), (0, height), 0.17, ink, 0.13)
     lit = canvas.light.lamps > 0.2
     f.fill(
         ((-0.14, height), (0.14, height), (0.24, height + 0.5), (-0.24, height + 0.5)),
@@ -64,7 +64,7 @@ def mast(canvas: Canvas, thing: Thing) -> None:
     colour, height = jitter(rng, (112, 92, 74), 10), rng.uniform(6.5, 8.5)
     f = Figure(canvas, thing.x, thing.z)
     ink = canvas.ink(colour, POLE, thing.z)
-    f.limb((0, 0), (0, height), 0.3, ink, 0.22)
+    f.limb((0, 0), (0, height), 0.23, ink, 0.17)
     for up in (height - 0.4, height - 1.1):
         f.limb((-0.8, up), (0.8, up), 0.13, canvas.ink(scaled(colour, 0.85), POLE, thing.z))
     canvas.cast_upright(thing.x, thing.z, 0.14, 0, height)
@@ -93,7 +93,7 @@ def sign(canvas: Canvas, thing: Thing) -> None:
     radius = rng.uniform(0.4, 0.52)
     count = 2 if rng.random() < 0.3 else 1
     f.limb((0, 0), (0, low + 2 * radius * count), 0.11, canvas.ink(rng.choice(_STEEL), POLE, z))
-    back = rng.random() < 0.12
+    back = rng.random() < 0.06
     for i in range(count):
         middle = low + radius + i * 2.1 * radius
         if back:
@@ -209,7 +209,7 @@ def signal(canvas: Canvas, thing: Thing) -> None:
     rng = random.Random(thing.seed)
     f, z = Figure(canvas, thing.x, thing.z), thing.z
     low = rng.uniform(2.1, 2.5)
-    f.limb((0, 0), (0, low + 1.0), 0.16, canvas.ink(rng.choice(_STEEL), POLE, z))
+    f.limb((0, 0), (0, low + 1.0), 0.14, canvas.ink(rng.choice(_STEEL), POLE, z))
     housing = canvas.ink((38, 42, 40), SIGN, z)
     f.fill(((-0.24, low), (0.24, low), (0.24, low + 1.25), (-0.24, low + 1.25)), housing)
     on = rng.randrange(3)
