@@ -10,12 +10,22 @@ from torch import nn
 from densekd.errors import ModelError
 from densekd.models.checkpoint import load_checkpoint
 from densekd.models.encoder import encoder_of
+from densekd.models.from_file import build_from_file
+from densekd.models.from_smp import build_from_smp
+from densekd.models.from_timm import build_from_timm
+from densekd.models.from_torchvision import build_from_torchvision
+from densekd.models.from_transformers import build_from_transformers
 from densekd.models.options import say
 from densekd.models.reference import parse_reference
 from densekd.models.specs import ModelSpec
 
-# Options that ask for published weights.
-_PUBLISHED = ("encoder_weights", "weights", "weights_backbone", "pretrained")
+# Options that ask for published weights, by library.
+_PUBLISHED = {
+    "smp": ("encoder_weights",),
+    "torchvision": ("weights", "weights_backbone"),
+    "transformers": ("pretrained",),
+    "timm": ("pretrained",),
+}
 
 
 def build_model(
@@ -52,7 +62,11 @@ def _needed_options(spec: ModelSpec, notices: list[str] | None) -> dict[str, Any
     options = dict(spec.options)
     if spec.checkpoint is None:
         return options
-    unread = [name for name in _PUBLISHED if options.pop(name, None)]
+    library = parse_reference(spec.model).library
+    unread = [name for name in _PUBLISHED.get(library, ()) if options.pop(name, None)]
+    if library == "transformers" and not spec.model.endswith("ForSemanticSegmentation"):
+        # A hub name or folder brings weights unless told otherwise.
+        options["pretrained"] = False
     if spec.encoder_checkpoint is not None:
         unread.append("encoder_checkpoint")
     if unread:
@@ -63,18 +77,13 @@ def _needed_options(spec: ModelSpec, notices: list[str] | None) -> dict[str, Any
 def _construct(
     spec: ModelSpec, options: dict[str, Any], num_classes: int, folder: Path, notices: list[str] | None
 ) -> nn.Module:
-    reference = parse_reference(spec.model)
-    if reference.path is not None:
-        from densekd.models.from_file import build_from_file
-
-        path = folder / Path(reference.path).expanduser()
-        return build_from_file(path, reference.name, options, num_classes, notices)
-    if reference.library == "smp":
-        from densekd.models.from_smp import build_from_smp
-
-        return build_from_smp(reference.name, options, num_classes)
-    if reference.library == "torchvision":
-        from densekd.models.from_torchvision import build_from_torchvision
-
-        return build_from_torchvision(reference.name, options, num_classes)
-    raise ModelError(f"{spec.model}: cannot be built yet")
+    library, name, path = parse_reference(spec.model)
+    if path is not None:
+        return build_from_file(folder / Path(path).expanduser(), name, options, num_classes, notices)
+    if library == "smp":
+        return build_from_smp(name, options, num_classes)
+    if library == "torchvision":
+        return build_from_torchvision(name, options, num_classes)
+    if library == "transformers":
+        return build_from_transformers(name, options, num_classes, folder, notices)
+    return build_from_timm(name, options, notices)

@@ -12,7 +12,7 @@ from torch import nn
 from densekd.errors import CheckpointError
 from densekd.models.checkpoint_errors import explain_misfit, explain_shapes
 from densekd.models.checkpoint_file import read_checkpoint, resolve_checkpoint
-from densekd.models.checkpoint_keys import find_weights, strip_wrappers
+from densekd.models.checkpoint_keys import find_weights, flattened, strip_wrappers
 from densekd.models.options import say
 from densekd.models.specs import CheckpointSpec
 
@@ -50,7 +50,7 @@ def load_checkpoint(
     counters = _fill_counters(weights, needed)
     missing, unexpected = needed.keys() - weights.keys(), weights.keys() - needed.keys()
     if missing or unexpected:
-        raise CheckpointError(explain_misfit(where, list(needed), list(weights)))
+        raise CheckpointError(explain_misfit(where, list(needed), list(weights)) + _converted(network))
     wrong = {n: (weights[n], needed[n]) for n in needed if weights[n].shape != needed[n].shape}
     if wrong:
         raise CheckpointError(explain_shapes(where, wrong))
@@ -58,6 +58,13 @@ def load_checkpoint(
     _tell(where, counters, ignored, notices)
     with torch.no_grad():
         network.load_state_dict({**expected, **weights}, strict=True)
+
+
+def _converted(network: nn.Module) -> str:
+    """The hint for networks of transformers, which write other names to files than their modules have."""
+    if not (hasattr(network, "base_model_prefix") and hasattr(network, "save_pretrained")):
+        return ""
+    return "; a folder of save_pretrained is loaded by naming it as the model: transformers:FOLDER"
 
 
 class _Ignored:
@@ -99,7 +106,11 @@ def _renamed(
         if short in stripped:
             raise CheckpointError(f"{where}: two names are {short!r} once strip_prefix {prefix!r} is taken off")
         stripped[short] = value
-    return stripped
+    renamed = flattened(stripped, expected)
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        say(notices, f"{where}: {len(renamed)} names changed to timm's for features, for instance {old} to {new}")
+    return {renamed.get(name, name): value for name, value in stripped.items()}
 
 
 def _check_tensors(weights: dict[str, Any], where: str) -> None:

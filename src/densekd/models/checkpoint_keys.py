@@ -97,6 +97,24 @@ def strip_wrappers(names: Iterable[str], expected: set[str]) -> str:
     return prefix
 
 
+def flattened(names: Iterable[str], expected: set[str]) -> dict[str, str]:
+    """New names where the network writes an underscore for a dot (`stages_0.blocks` for `stages.0.blocks`).
+
+    timm does so where it takes features from a network. Only names that the network does not have are renamed, each to
+    the one expected name that is not in the file and differs in nothing else.
+    """
+    names = list(names)
+    free: dict[str, list[str]] = {}
+    for name in expected.difference(names):
+        free.setdefault(name.replace("_", "."), []).append(name)
+    unexpected = Counter(name.replace("_", ".") for name in names if name not in expected)
+    return {
+        name: free[alike][0]
+        for name in names
+        if name not in expected and len(free.get(alike := name.replace("_", "."), ())) == 1 and unexpected[alike] == 1
+    }
+
+
 def suggest_prefix(names: Iterable[str], expected: set[str]) -> tuple[str, str]:
     """Prefixes that would make most names fit: (too much in the file, missing in the file); empty where none helps."""
     names = list(names)

@@ -13,6 +13,7 @@ from densekd.errors import ModelError, nearest
 from densekd.models.online import hub_file
 from densekd.models.options import named_parameters, refuse_unknown, with_classes
 from densekd.models.output_stride import settle_output_stride, verify_output_stride
+from densekd.models.timm_weights import timm_weights
 
 _INSTEAD = "give the encoder's weights as a file in encoder_checkpoint, or drop options.encoder_weights"
 
@@ -93,7 +94,7 @@ def _encoder_arguments(reference: str, encoder: str, options: Mapping[str, Any])
         return {"encoder_name": f"tu-{open_width(reference, name)}", "encoder_weights": None}
     if not weights:
         return {"encoder_weights": None}
-    return {"encoder_weights": True, "pretrained_cfg_overlay": {"file": _timm_weights(reference, name)}}
+    return {"encoder_weights": True, "pretrained_cfg_overlay": {"file": timm_weights(reference, name, _INSTEAD)}}
 
 
 def _native_weights(reference: str, encoder: str, weights: Any) -> str | None:
@@ -112,19 +113,6 @@ def _native_weights(reference: str, encoder: str, weights: Any) -> str | None:
     for filename in ("config.json", "model.safetensors"):
         hub_file(source["repo_id"], filename, source["revision"], wanted, _INSTEAD)
     return str(weights)
-
-
-def _timm_weights(reference: str, name: str) -> str:
-    import timm
-
-    if not timm.models.is_model_pretrained(name):
-        raise ModelError(f"{reference}: timm publishes no weights for {name!r}; {_INSTEAD}")
-    config = timm.models.get_pretrained_cfg(name)
-    repository = getattr(config, "hf_hub_id", None)
-    if not repository:
-        raise ModelError(f"{reference}: the weights of {name!r} are not on the hub; {_INSTEAD}")
-    filename = getattr(config, "hf_hub_filename", None) or "model.safetensors"
-    return str(hub_file(repository, filename, None, f"the weights of encoder 'tu-{name}'", _INSTEAD))
 
 
 def _reason(error: Exception) -> str:

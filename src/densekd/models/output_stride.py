@@ -20,6 +20,11 @@ _ALLOWED = {"PSPNet": (8, 16, 32), "DeepLabV3": (8, 16), "DeepLabV3Plus": (8, 16
 _PROBE = 64
 
 
+def strides_of(architecture: str) -> tuple[int, ...]:
+    """Output strides that an architecture of smp can be given; none where its decoder needs every stride."""
+    return _ALLOWED.get(architecture, ())
+
+
 def settle_output_stride(
     reference: str, architecture: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], int | None]:
@@ -53,8 +58,8 @@ def settle_output_stride(
 
 
 def _check(reference: str, architecture: str, asked: Any) -> None:
-    allowed = _ALLOWED.get(architecture)
-    if allowed is None:
+    allowed = strides_of(architecture)
+    if not allowed:
         raise ModelError(
             f"{reference} has no output_stride: its decoder joins maps of every stride; {', '.join(_ALLOWED)} have one"
         )
