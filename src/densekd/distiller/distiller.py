@@ -186,11 +186,12 @@ class Distiller(nn.Module):
             As `forward`.
         """
         plans = [plan for plan in self._plans if names is None or plan.name in names]
-        _check_at_image_size("labels", labels, batch)
         _check_at_image_size("valid", valid, batch)
         for plan in plans:
             if plan.needs_labels and labels is None:
                 raise ArgumentError(f"term {plan.name!r} needs labels: call distiller(images, labels=labels)")
+            if plan.needs_labels:
+                _check_at_image_size("labels", labels, batch)
         # The teacher first: its activations are gone before the student builds its graph.
         teacher_batch, teacher_maps = self._teacher(batch, plans)
         student_taps = dict.fromkeys(plan.student.tap for plan in plans)
