@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from typing import NamedTuple
 
 from densekd.models.output_stride import strides_of
 
 _SMP_OPTIONS = "encoder_name, encoder_depth"
 
 
-class ModelRow(NamedTuple):
-    """One line of the list: the reference, its library, what it is, and its main options."""
+def rows() -> list[dict[str, str]]:
+    """One row for each network by name and for each open form (hub, folder, timm, file).
 
-    reference: str
-    library: str
-    description: str
-    options: str
-
-
-def model_rows() -> list[ModelRow]:
-    """All references: networks by name, and one row for each open form (hub, timm, file)."""
+    Columns: `model` (the reference), `library`, `what` it is, main `options`.
+    """
     return [*_smp_rows(), *_torchvision_rows(), *_transformers_rows(), *_OPEN_FORMS]
+
+
+def _row(model: str, library: str, what: str, options: str) -> dict[str, str]:
+    return {"model": model, "library": library, "what": what, "options": options}
 
 
 def encoder_names() -> list[str]:
@@ -34,14 +31,12 @@ def encoder_names() -> list[str]:
 
 
 _OPEN_FORMS = [
-    ModelRow(
-        "timm:NAME", "timm", "features of a classifier, as a teacher of features", "features: true; pretrained: true"
-    ),
-    ModelRow("path/to/file.py:function", "file", "your own network; the file is executed", "the function's arguments"),
+    _row("timm:NAME", "timm", "features of a classifier, as a teacher of features", "features: true; pretrained: true"),
+    _row("path/to/file.py:function", "file", "your own network; the file is executed", "the function's arguments"),
 ]
 
 
-def _smp_rows() -> list[ModelRow]:
+def _smp_rows() -> list[dict[str, str]]:
     import segmentation_models_pytorch as smp
 
     rows = []
@@ -51,32 +46,32 @@ def _smp_rows() -> list[ModelRow]:
         strides = strides_of(name)
         stride = f", output_stride: {'|'.join(map(str, strides))}" if strides else ""
         rows.append(
-            ModelRow(f"smp:{name}", "segmentation-models-pytorch", f"{name} on {encoder}", f"{_SMP_OPTIONS}{stride}")
+            _row(f"smp:{name}", "segmentation-models-pytorch", f"{name} on {encoder}", f"{_SMP_OPTIONS}{stride}")
         )
     return rows
 
 
-def _torchvision_rows() -> list[ModelRow]:
+def _torchvision_rows() -> list[dict[str, str]]:
     import torchvision
 
     return [
-        ModelRow(f"torchvision:{name}", "torchvision", name.replace("_", " on ", 1), "weights_backbone: DEFAULT")
+        _row(f"torchvision:{name}", "torchvision", name.replace("_", " on ", 1), "weights_backbone: DEFAULT")
         for name in torchvision.models.list_models(module=torchvision.models.segmentation)
     ]
 
 
-def _transformers_rows() -> list[ModelRow]:
-    hub = ModelRow("transformers:OWNER/NAME", "transformers", "a network of the hub, with its weights", "pretrained")
-    folder = ModelRow("transformers:FOLDER", "transformers", "a folder of save_pretrained", "pretrained")
+def _transformers_rows() -> list[dict[str, str]]:
+    hub = _row("transformers:OWNER/NAME", "transformers", "a network of the hub, with its weights", "pretrained")
+    folder = _row("transformers:FOLDER", "transformers", "a folder of save_pretrained", "pretrained")
     if importlib.util.find_spec("transformers") is None:
-        return [hub._replace(description=f"{hub.description} (needs the extra hf)")]
+        return [{**hub, "what": f"{hub['what']} (needs the extra hf)"}]
     import transformers
 
     from densekd.models.from_transformers import segmentation_classes
 
     return [
         *(
-            ModelRow(f"transformers:{name}", "transformers", "random weights", f"those of {_configuration(name)}")
+            _row(f"transformers:{name}", "transformers", "random weights", f"those of {_configuration(name)}")
             for name in segmentation_classes(transformers)
         ),
         hub,

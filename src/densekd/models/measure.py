@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekd.errors import ModelError
+from densekd.taps import preserved
 
 
 class Measured(NamedTuple):
@@ -52,7 +53,7 @@ def measure(network: nn.Module, example: torch.Tensor) -> Measured:
         raise ModelError(f"measure expects images (N, C, h, w) with N >= 1, got shape {tuple(example.shape)}")
     image = example[:1]
     counter = FlopCounterMode(display=False)
-    with _as_before(network, example.device), torch.no_grad():
+    with preserved(network), torch.no_grad():
         _set_modes(network, False)
         # Plain attention is matrix products, which every version of the counter knows; so are unfused encoder layers.
         with _plain_attention(), _Reads() as reads, counter:
@@ -106,21 +107,6 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-@contextmanager
-def _as_before(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore modes, buffers and random state of the network's device afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-            for buffer, value in buffers.values():
-                buffer.copy_(value)
 
 
 @contextmanager
