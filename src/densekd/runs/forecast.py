@@ -1,0 +1,210 @@
+"""What a distillation will cost: seconds per step, time to the end, memory, disk; measured on a few real steps."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densekd.config import Recipe
+from densekd.distiller import Distiller
+from densekd.evaluate import autocast, confusion, some_of
+from densekd.runs.assemble import Parts
+from densekd.taps import preserved
+from densekd.teacher import Batch
+from densekd.training.batcher import Batcher
+from densekd.training.objective import Distilled, padding_mask
+
+_TIMED_STEPS = 3
+_PATIENCE_SECONDS = 6.0
+# The last two checkpoints and the best are kept, and one is written before an old one goes.
+_CHECKPOINTS = 4
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Measured and estimated cost of a whole run.
+
+    Attributes:
+        step_seconds: forward, losses and backward of one micro-batch: median of up to 3 after one warm-up (fewer
+            where they take longer than 6 seconds). The optimiser's own update is not in it.
+        teacher_seconds: the teacher's part of it.
+        data_seconds: loading and augmenting one micro-batch in one process.
+        evaluation_seconds: one evaluation of the whole validation set by the student.
+        evaluations: how many the recipe asks for.
+        total_seconds: the whole run: steps (loading beside computing where there are workers), evaluations, and the
+            further splits at the end.
+        peak_memory_bytes: CUDA: highest allocation in the steps, and the optimiser's state; CPU: highest resident
+            memory of this process so far, and the optimiser's state.
+        disk_bytes: four checkpoints (the last two, the best, the one being written) and the student twice.
+        disk_free_bytes: free where the run's folder will be.
+    """
+
+    step_seconds: float
+    teacher_seconds: float
+    data_seconds: float
+    evaluation_seconds: float
+    evaluations: int
+    total_seconds: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for a record."""
+        return asdict(self)
+
+
+def training_batch(parts: Parts) -> tuple[dict[str, Any], float]:
+    """The run's first micro-batch, and the seconds that loading one takes (the faster of two)."""
+    size, train = len(parts.data.train), parts.recipe.train
+    batches = Batcher(parts.train_view(), size, train.batch_size, parts.recipe.seed).batches(0, 2)
+    found, seconds = [], []
+    for _ in range(2):
+        begin = time.perf_counter()
+        found.append(next(batches))
+        seconds.append(time.perf_counter() - begin)
+    return found[0], min(seconds)
+
+
+def forecast(
+    parts: Parts, distiller: Distiller, batch: Mapping[str, Any], data_seconds: float, steps: int, folder: Path
+) -> Forecast:
+    """Time real steps on `batch` and count the rest; both networks and the random states stay as they were."""
+    recipe = parts.recipe
+    step, teacher, peak = _timed_steps(parts, distiller, batch)
+    state = _optimizer_bytes(distiller, recipe)
+    per_image = _evaluation_seconds_per_image(parts)
+    every = recipe.train.evaluate_every
+    evaluations = 1 if every is None else -(-steps // every)
+    micro = step + data_seconds if recipe.runtime.workers == 0 else max(step, data_seconds / recipe.runtime.workers)
+    images = evaluations * len(parts.data.val) + sum(len(extra) for extra in parts.data.extra.values())
+    return Forecast(
+        step_seconds=step,
+        teacher_seconds=teacher,
+        data_seconds=data_seconds,
+        evaluation_seconds=per_image * len(parts.data.val),
+        evaluations=evaluations,
+        total_seconds=steps * recipe.train.accumulate * micro + images * per_image,
+        peak_memory_bytes=peak + state,
+        disk_bytes=_disk_bytes(distiller, recipe, state),
+        disk_free_bytes=shutil.disk_usage(_existing(folder)).free,
+    )
+
+
+def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -> tuple[float, float, int]:
+    """Seconds of a step, seconds of the teacher in it, peak memory in bytes."""
+    objective = Distilled(distiller, parts.task)
+    image = batch["image"].to(parts.device).contiguous(memory_format=parts.layout)
+    label = batch["label"].to(parts.device)
+    mask = padding_mask(batch["valid"])
+    valid = None if mask is None else mask.to(parts.device)
+
+    def step() -> None:
+        for parameter in distiller.parameters():
+            parameter.grad = None
+        with autocast(parts.device, parts.recipe.runtime.precision):
+            total, _ = objective(image, label, valid)
+        total.backward()
+
+    def teach() -> None:
+        with autocast(parts.device, parts.recipe.runtime.precision):
+            distiller.source.maps(Batch((_for_teacher(distiller, image),), {}))
+
+    cuda = parts.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(parts.device)
+    with preserved(distiller, distiller.teacher), _gradients_kept(distiller):
+        objective.train()
+        seconds = _median_seconds(step, parts.device)
+        peak = torch.cuda.max_memory_allocated(parts.device) if cuda else _peak_resident_bytes()
+        teacher = _median_seconds(teach, parts.device)
+    return seconds, min(teacher, seconds), peak
+
+
+def _for_teacher(distiller: Distiller, image: Tensor) -> Tensor:
+    return image if distiller.teacher_images is None else distiller.teacher_images(image)
+
+
+def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
+    begin, found = time.perf_counter(), []
+    for turn in range(1 + _TIMED_STEPS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if turn > 0:
+            found.append(time.perf_counter() - start)
+            if time.perf_counter() - begin > _PATIENCE_SECONDS:
+                break
+    return statistics.median(found)
+
+
+@contextmanager
+def _gradients_kept(module: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def _evaluation_seconds_per_image(parts: Parts) -> float:
+    """Loading, the student's forward pass and counting, for one validation image."""
+    recipe, view = parts.recipe, parts.eval_view()
+    few = some_of(view, recipe.train.evaluate_batch_size)
+
+    def run(items: Any) -> None:
+        with preserved(parts.student):
+            confusion(
+                parts.student,
+                items,
+                parts.task,
+                device=parts.device,
+                batch_size=recipe.train.evaluate_batch_size,
+                precision=recipe.runtime.precision,
+                channels_last=recipe.runtime.channels_last,
+            )
+
+    run(some_of(view, 1))  # what a first call pays once: imports, kernels chosen
+    begin = time.perf_counter()
+    run(few)
+    return (time.perf_counter() - begin) / len(few)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def _optimizer_bytes(distiller: Distiller, recipe: Recipe) -> int:
+    spec = recipe.train.optimizer
+    copies = 2 if spec.name == "adamw" else int(spec.momentum > 0)
+    trained = (parameter for parameter in distiller.parameters() if parameter.requires_grad)
+    return copies * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+
+
+def _disk_bytes(distiller: Distiller, recipe: Recipe, optimizer_bytes: int) -> int:
+    student, adapters = _bytes(distiller.student), _bytes(distiller.adapters)
+    average = student if recipe.train.ema_decay is not None else 0
+    return _CHECKPOINTS * (student + adapters + optimizer_bytes + average) + 2 * student
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _peak_resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

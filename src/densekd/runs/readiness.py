@@ -1,0 +1,223 @@
+"""Is a distillation ready to run? Terms, teacher, time, memory and disk, in one small table, within seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from densekd.distiller import Distiller
+from densekd.doctor import Report, preflight
+from densekd.errors import DensekdError
+from densekd.evaluate import autocast, some_of
+from densekd.runs.assemble import Parts
+from densekd.runs.forecast import Forecast, forecast, training_batch
+from densekd.taps import preserved
+from densekd.teacher_exam import Exam, examine_teacher
+
+
+class NotReadyError(DensekdError, RuntimeError):
+    """The checks before a distillation named a problem."""
+
+
+@dataclass
+class Readiness:
+    """What the checks before a distillation found.
+
+    Attributes:
+        report: the terms on one training batch (`densekd.preflight`).
+        exam: the teacher on a few validation images; None when the recipe asks for none.
+        forecast: what the run will cost; None when the forward pass itself fails (`problems` says how).
+        problems: sentences, each with its cause and what to do; a run that stops on problems stops on any of them.
+        notices: worth knowing, and not said before.
+        seconds: time the checks took.
+    """
+
+    report: Report
+    exam: Exam | None
+    forecast: Forecast | None
+    steps: int
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def teacher_miou(self) -> float | None:
+        """The teacher's mIoU on the examined images; None when there was no exam."""
+        return None if self.exam is None else self.exam.miou
+
+    @property
+    def teacher_seconds(self) -> float | None:
+        """Seconds the teacher takes for one micro-batch; None when it could not be timed."""
+        return None if self.forecast is None else self.forecast.teacher_seconds
+
+    def rows(self) -> list[dict[str, str]]:
+        """One small table: what was looked at, what was found, the verdict."""
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        for term in self.report.terms:
+            verdict = "ok" if term.ok else "problem"
+            if term.ratio is None:
+                found = term.problem or f"weight {term.weight:g}"
+            else:
+                found = (
+                    f"weight {term.weight:g}, value {term.value:.3g}, gradient {term.ratio:.2g} of the task's "
+                    f"(equal at weight {term.proposed_weight:g})"
+                )
+            yield _row(f"term {term.name}", found, verdict)
+        yield from self._teacher_rows()
+        if self.forecast is not None:
+            yield from self._cost_rows(self.forecast)
+
+    def _teacher_rows(self) -> Iterator[dict[str, str]]:
+        if self.exam is None:
+            yield _row("teacher", "not examined (preflight.teacher_images is 0)", "-")
+            return
+        named = ", ".join(problem.split(":")[0] for problem in self.exam.problems)
+        found = f"mIoU {100 * self.exam.miou:.1f}, pixel accuracy {100 * self.exam.pixel_accuracy:.1f}"
+        yield _row(f"teacher on {self.exam.images} images", found, named or "ok")
+        if self.exam.student_miou is not None:
+            yield _row("student before training", f"mIoU {100 * self.exam.student_miou:.1f}", "-")
+
+    def _cost_rows(self, cost: Forecast) -> Iterator[dict[str, str]]:
+        yield _row(
+            "time per step",
+            f"{_seconds(cost.step_seconds)}, of it the teacher {_seconds(cost.teacher_seconds)}; "
+            f"loading {_seconds(cost.data_seconds)}",
+            "-",
+        )
+        evaluations = "1 evaluation" if cost.evaluations == 1 else f"{cost.evaluations} evaluations"
+        yield _row(
+            "time to the end",
+            f"about {_duration(cost.total_seconds)}: {self.steps} steps, {evaluations} of "
+            f"{_seconds(cost.evaluation_seconds)}",
+            "-",
+        )
+        yield _row("peak memory", _size(cost.peak_memory_bytes), "-")
+        enough = "ok" if cost.disk_bytes <= cost.disk_free_bytes else "problem"
+        yield _row("disk", f"{_size(cost.disk_bytes)} of {_size(cost.disk_free_bytes)} free", enough)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for `record.json`."""
+        return {
+            "problems": list(self.problems),
+            "notices": list(self.notices),
+            "terms": self.report.as_dict(),
+            "teacher": None if self.exam is None else self.exam.as_dict(),
+            "forecast": None if self.forecast is None else self.forecast.as_dict(),
+            "seconds": self.seconds,
+        }
+
+    def raise_if_failed(self, on_problem: Literal["stop", "warn"] = "stop") -> list[str]:
+        """Stop on problems, or hand them back as lines that the user must see.
+
+        Raises:
+            NotReadyError: there is a problem and `on_problem` is "stop"; the message holds all of them.
+        """
+        if self.problems and on_problem == "stop":
+            raise NotReadyError(
+                "\n".join(f"pre-flight: {problem}" for problem in self.problems)
+                + "\npre-flight: nothing was trained; preflight.on_problem=warn trains all the same"
+            )
+        return [f"pre-flight: {problem}" for problem in self.problems]
+
+
+def check_readiness(
+    parts: Parts,
+    distiller: Distiller,
+    teacher: nn.Module,
+    *,
+    steps: int,
+    folder: Path | None = None,
+    watch: Callable[[int, int], None] | None = None,
+) -> Readiness:
+    """Check a distillation on real data before it runs; everything is left as it was.
+
+    On the run's first training batch: `densekd.preflight`, and a few timed steps. On
+    `recipe.preflight.teacher_images` validation images: `densekd.teacher_exam.examine_teacher`, the teacher with its
+    own input, against the student where that starts from a checkpoint.
+
+    Args:
+        parts: data, task, student and device of the run.
+        distiller: built on the parts' student and the teacher.
+        teacher: the live network.
+        steps: optimiser steps of the whole run.
+        folder: where the run will be, for the free disk; default the working directory.
+        watch: called with (images seen, images in all) during the exam.
+    """
+    begin = time.perf_counter()
+    task, recipe = parts.task, parts.recipe
+    batch, data_seconds = training_batch(parts)
+    on_device = {
+        "image": batch["image"].to(parts.device).contiguous(memory_format=parts.layout),
+        "label": batch["label"].to(parts.device),
+        "valid": batch["valid"].to(parts.device),
+    }
+    with autocast(parts.device, recipe.runtime.precision):
+        report = preflight(distiller, on_device, lambda output, labels: task.loss(output, labels)[0])
+    exam = _exam(parts, distiller, teacher, watch) if recipe.preflight.teacher_images else None
+    cost = None
+    if all(term.value is not None for term in report.terms):
+        cost = forecast(parts, distiller, batch, data_seconds, steps, folder or Path.cwd())
+    problems = [*report.problems, *([] if exam is None else exam.problems)]
+    if cost is not None and cost.disk_bytes > cost.disk_free_bytes:
+        problems.append(
+            f"disk: the run needs about {_size(cost.disk_bytes)}, and {_size(cost.disk_free_bytes)} are free; "
+            "free some, or choose another folder with --out"
+        )
+    notices = [notice for notice in report.notices if notice not in distiller.notices]
+    notices += [] if exam is None else exam.notices
+    return Readiness(report, exam, cost, steps, problems, notices, time.perf_counter() - begin)
+
+
+def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callable[[int, int], None] | None) -> Exam:
+    recipe, augment = parts.recipe, parts.recipe.data.augment
+    own = recipe.teacher
+    trained = recipe.student.checkpoint is not None
+    with preserved(teacher, parts.student), torch.no_grad():
+        return examine_teacher(
+            teacher,
+            some_of(parts.eval_view(), recipe.preflight.teacher_images),
+            parts.task,
+            parts.data.classes,
+            device=parts.device,
+            mean=augment.mean if own is None or own.mean is None else own.mean,
+            std=augment.std if own is None or own.std is None else own.std,
+            prepare=distiller.teacher_images,
+            student=parts.student if trained else None,
+            batch_size=recipe.train.evaluate_batch_size,
+            precision=recipe.runtime.precision,
+            channels_last=recipe.runtime.channels_last,
+            watch=watch,
+        )
+
+
+def _row(what: str, value: str, verdict: str) -> dict[str, str]:
+    return {"what": what, "value": value, "verdict": verdict}
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
