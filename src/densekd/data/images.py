@@ -30,6 +30,7 @@ def open_picture(path: Path) -> Image.Image:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
     if picture.format == "TIFF" and getattr(picture, "n_frames", 1) > 1:
+        picture.close()
         raise DataError(f"{path}: holds several pages; save the one that is meant as a file of its own")
     return picture
 
