@@ -30,37 +30,39 @@ def channelwise_kl(
 ) -> Tensor:
     r"""Channel-wise distillation: KL divergence between maps normalised over positions.
 
-    With $p = \mathrm{softmax}_i(T_{nci}/\tau)$ and $q = \mathrm{softmax}_i(S_{nci}/\tau)$ over the positions i of
-    one channel c of one image n:
+    With $p = \mathrm{softmax}_i(T_{nci}/\tau)$ and $q = \mathrm{softmax}_i(S_{nci}/\tau)$ over the
+    positions i of one channel c of one image n:
 
         L = tau**2 / (N * C) * sum_{n,c,i} p * (log p - log q)        dL/dS = tau / (N * C) * (q - p)
 
-    Sum over positions, mean over channels and images: no division by the number of positions. A constant added to a
-    channel changes nothing, so this loss alone does not fix the bias between classes.
+    Sum over positions, mean over channels and images: no division by the number of positions. A constant
+    added to a channel changes nothing, so this loss alone does not fix the bias between classes.
 
     Args:
         student: (N, C, *spatial), any float type and memory format.
         teacher: the same shape; gets no gradient.
         temperature: tau; the larger, the more even the maps.
-        mask: bool (N, *spatial), True where a position counts, applied before the softmax. An image with nothing
-            valid gives zero (that still back-propagates) and still counts in N.
+        mask: bool (N, *spatial), True where a position counts, applied before the softmax. An image with
+            nothing valid gives zero (that still back-propagates) and still counts in N.
         reduction: "mean" divides by N * C, masked or not; "sum" by nothing; "none" returns (N, C).
             All three carry tau**2.
-        backend: "auto" takes "blocked" on the CPU and "torch" elsewhere; "torch" is the plain definition, on any
-            device; "blocked" is the row-blocked CPU operator, which needs less time and memory.
+        backend: "auto" takes "blocked" on the CPU and "torch" elsewhere; "torch" is the plain definition,
+            on any device; "blocked" is the row-blocked CPU operator, which needs less time and memory.
 
     Returns:
-        float32, or float64 where an input is float64. Finite for finite logits of any size: a row whose value would
-        overflow is held at the largest number that no reduction overflows.
+        float32, or float64 where an input is float64. Finite for finite logits of any size: a row whose
+        value would overflow is held at the largest number that no reduction overflows.
 
     Raises:
         ShapeError: shapes that differ (equal area is not enough), no spatial axis, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
-        ArgumentError: temperature <= 0, unknown reduction or backend, a backend that cannot run on this device.
+        ArgumentError: temperature <= 0, unknown reduction or backend, a backend that cannot run on this
+            device.
         SecondDerivativeError: when a second derivative is asked.
 
-    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021; the factor agrees with
-    irfanICMLL/TorchDistiller, whose `softmax().log()` gives NaN for wide logits where this does not.
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021; the factor
+    agrees with irfanICMLL/TorchDistiller, whose `softmax().log()` gives NaN for wide logits where this does
+    not.
 
     >>> student = torch.tensor([[[0.0, 1.0, 2.0]]], requires_grad=True)
     >>> loss = channelwise_kl(student, torch.tensor([[[2.0, 1.0, 0.0]]]), temperature=1.0)
@@ -89,8 +91,9 @@ def channelwise_mse(
 
         L = tau**2 / (N * C) * sum_{n,c,i} (softmax_i(S/tau) - softmax_i(T/tau))**2
 
-    Arguments, masking, reductions (denominator N * C) and errors are those of `channelwise_kl`, without a backend.
-    At most 2 * tau**2 per row and about 1/P of that for even maps: it needs a far larger weight than the KL.
+    Arguments, masking, reductions (denominator N * C) and errors are those of `channelwise_kl`, without a
+    backend. At most 2 * tau**2 per row and about 1/P of that for even maps: it needs a far larger weight
+    than the KL.
 
     Source: irfanICMLL/TorchDistiller, `CriterionCWD` with divergence "mse", which always uses tau = 1.
     """
@@ -110,7 +113,8 @@ def _position_softmax(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor 
         return torch.softmax((x - x.detach().amax(2, keepdim=True)) / tau, 2)
     valid = mask.flatten(1)[:, None]
     some = valid.any(2, keepdim=True)
-    # Zero first: whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
+    # Zero first: whatever stands in a void position, NaN included, takes no part, neither here nor
+    # backwards.
     x = torch.where(valid, x, 0.0)
     x = torch.where(valid | ~some, x, -torch.inf)
     x = torch.softmax((x - x.detach().amax(2, keepdim=True)) / tau, 2)

@@ -32,9 +32,7 @@ def check_maps(student: Any, teacher: Any, *, same_shape: bool = True) -> None:
                 "these losses compare maps, for vectors (N, C) add an axis or use a classification loss"
             )
         if value.numel() == 0:
-            raise ShapeError(
-                f"{name}: expected at least one element, got the empty shape {tuple(value.shape)}"
-            )
+            raise ShapeError(f"{name}: expected at least one element, got the empty shape {tuple(value.shape)}")
     if student.device != teacher.device:
         raise ArgumentError(
             f"student is on {student.device}, teacher on {teacher.device}; move one of them with .to(device)"
@@ -59,9 +57,7 @@ def check_temperature(temperature: Any) -> float:
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise DtypeError(f"temperature: expected a number, got {type(temperature).__name__}; for example 4.0")
     if not 0.0 < temperature < math.inf:
-        raise ArgumentError(
-            f"temperature: expected a positive finite number, got {temperature}; for example 4.0"
-        )
+        raise ArgumentError(f"temperature: expected a positive finite number, got {temperature}; for example 4.0")
     return float(temperature)
 
 
@@ -108,7 +104,7 @@ def reduce_positions(pixels: Tensor, mask: Tensor | None, reduction: str) -> Ten
         pixels = torch.where(mask, pixels, 0.0)
     if reduction == "none":
         return pixels
-    total = pixels.sum()
     if reduction == "sum":
-        return total
-    return total / (pixels.numel() if mask is None else mask.sum().clamp(min=1))
+        return pixels.sum()
+    # Divided before it is summed: the sum of huge values must not overflow where their mean does not.
+    return (pixels / (pixels.numel() if mask is None else mask.sum().clamp(min=1))).sum()

@@ -1,7 +1,7 @@
 """The custom operator behind `channelwise_kl`: one node in an autograd graph and in a compiled one.
 
-It returns the rows' values and, in the same pass, their gradient; the backward pass multiplies that by what comes
-from above into a fresh tensor, so a second backward through a retained graph is right.
+It returns the rows' values and, in the same pass, their gradient; the backward pass multiplies that by what
+comes from above into a fresh tensor, so a second backward through a retained graph is right.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def whole_rows(
 ) -> tuple[Tensor, Tensor]:
     """The definition in plain torch, all rows at once, on any device.
 
-    `temperature**2 * KL` of every row, (N, C), and its gradient `temperature * (q - p)` in the student's shape
-    (empty where it is not wanted). Rows without a valid position give zero.
+    `temperature**2 * KL` of every row, (N, C), and its gradient `temperature * (q - p)` in the student's
+    shape (empty where it is not wanted). Rows without a valid position give zero.
     """
     working = working_type(student, teacher)
     s, t = student.to(working).flatten(2), teacher.to(working).flatten(2)
@@ -31,8 +31,10 @@ def whole_rows(
     q, p = u.exp(), v.exp()
     q_mass, p_mass = q.sum(2, keepdim=True), p.sum(2, keepdim=True)
     q, p = q / q_mass, p / p_mass
-    # 0 * (-inf - x) is no number, its limit is zero. The sum of q - p is zero but for rounding, which it cancels.
-    terms = torch.where(p > 0, p * (v - u + torch.log(q_mass / p_mass)), 0.0)
+    # 0 * (-inf - x) is no number, its limit is zero. The sum of q - p is zero but for rounding, which it
+    # cancels.
+    gap = v - u + torch.log1p((q_mass - p_mass) / p_mass)  # log p - log q
+    terms = torch.where(p > 0, p * gap, 0.0)
     rows = temperature**2 * (terms.sum(2) + (q - p).sum(2)).clamp(min=0.0)
     if valid is not None:
         some = valid.any(2)
@@ -74,44 +76,40 @@ def _rescued(
     for image, channel in (~(rows <= limit)).nonzero().tolist():
         at = (slice(image, image + 1), slice(channel, channel + 1))
         part = None if mask is None else mask[image : image + 1]
-        value, slope = whole_rows(
-            student[at].double(), teacher[at].double(), part, temperature, want_gradient
-        )
+        value, slope = whole_rows(student[at].double(), teacher[at].double(), part, temperature, want_gradient)
         rows[at] = torch.where(value.isfinite(), value.clamp(max=limit), value)
         if want_gradient:
             gradient[at] = slope.to(working)
     return rows.to(working), gradient
 
 
-@torch.library.custom_op("densekd::channelwise_kl", mutates_args=())
-def rows_operator(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    blocked: bool,
-    want_gradient: bool,
+# The plain registration: the decorator `torch.library.custom_op` imports the compiler (seconds) at the first call.
+torch.library.define(
+    "densekd::channelwise_kl",
+    "(Tensor student, Tensor teacher, Tensor? mask, float temperature, bool blocked, bool want_gradient)"
+    " -> (Tensor, Tensor)",
+)
+torch.library.define("densekd::channelwise_kl_backward", "(Tensor gradient, Tensor upstream) -> Tensor")
+#: (student, teacher, mask, temperature, blocked, want_gradient) -> rows (N, C) and their gradient
+rows_operator = torch.ops.densekd.channelwise_kl.default
+#: (gradient, upstream) -> every row of the saved gradient times the gradient of that row's value
+scale_operator = torch.ops.densekd.channelwise_kl_backward.default
+
+
+def _rows(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, blocked: bool, want_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """`temperature**2 * KL(teacher || student)` per row, (N, C), and its gradient."""
     with torch.autocast(student.device.type, enabled=False):
         run = _rescued if blocked else whole_rows
         return run(student, teacher, mask, temperature, want_gradient)
 
 
-@rows_operator.register_fake
 def _rows_fake(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    blocked: bool,
-    want_gradient: bool,
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, blocked: bool, want_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     working = working_type(student, teacher)
     rows = student.new_empty(student.shape[:2], dtype=working)
-    gradient = (
-        torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
-    )
+    gradient = torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
     return rows, gradient
 
 
@@ -128,22 +126,12 @@ def _rows_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | 
     return scale_operator(gradient, upstream).to(ctx.dtype), None, None, None, None, None
 
 
-rows_operator.register_autograd(_rows_backward, setup_context=_rows_setup)
-
-
-@torch.library.custom_op("densekd::channelwise_kl_backward", mutates_args=())
-def scale_operator(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """Every row of the saved gradient times the gradient of that row's value."""
+def _scale(gradient: Tensor, upstream: Tensor) -> Tensor:
     return gradient * upstream.view(*upstream.shape, *(1 for _ in gradient.shape[2:]))
 
 
-@scale_operator.register_fake
 def _scale_fake(gradient: Tensor, upstream: Tensor) -> Tensor:
     return torch.empty_like(gradient)
-
-
-def _scale_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    pass
 
 
 def _scale_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
@@ -153,4 +141,9 @@ def _scale_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
     )
 
 
-scale_operator.register_autograd(_scale_backward, setup_context=_scale_setup)
+torch.library.impl("densekd::channelwise_kl", "CompositeExplicitAutograd", _rows)
+torch.library.impl("densekd::channelwise_kl_backward", "CompositeExplicitAutograd", _scale)
+torch.library.register_fake("densekd::channelwise_kl", _rows_fake)
+torch.library.register_fake("densekd::channelwise_kl_backward", _scale_fake)
+torch.library.register_autograd("densekd::channelwise_kl", _rows_backward, setup_context=_rows_setup)
+torch.library.register_autograd("densekd::channelwise_kl_backward", _scale_backward)

@@ -34,21 +34,23 @@ def pixelwise_kl(
         student: (N, C, *spatial) class logits, C >= 2, any float type and memory format.
         teacher: the same shape; gets no gradient.
         temperature: tau.
-        mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still back-propagates.
-        reduction: "mean" divides by the number of valid positions (N * P without a mask); "sum" by nothing; "none"
-            returns (N, *spatial), zero in void positions. All three carry tau**2.
+        mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still
+            back-propagates.
+        reduction: "mean" divides by the number of valid positions (N * P without a mask);
+            "sum" by nothing; "none" returns (N, *spatial), zero in void positions. All three carry tau**2.
 
     Returns:
         float32, or float64 where an input is float64.
 
     Raises:
-        ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax is 1
-            whatever the logit, so the loss would be zero for every input).
+        ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax
+            is 1 whatever the logit, so the loss would be zero for every input).
         DtypeError: integer maps, a mask that is not bool.
         ArgumentError: temperature <= 0, unknown reduction.
 
-    Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD sums a cross
-    entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave tau**2 out.
+    Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD
+    sums a cross entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave
+    tau**2 out.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
     log_q = torch.log_softmax(_scaled(student, student, teacher, mask, tau), 1)
@@ -77,14 +79,12 @@ def pixelwise_mse(
     return reduce_positions(tau**2 * (q - p).square().sum(1), mask, reduction)
 
 
-def _check(
-    student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, reduction: str
-) -> float:
+def _check(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, reduction: str) -> float:
     check_maps(student, teacher)
     if student.shape[1] == 1:
         raise ShapeError(
-            f"pixelwise losses need at least two channels, got one in {tuple(student.shape)}: the softmax of one channel "
-            "is always 1 and the loss always 0; use channelwise_kl or feature_mse"
+            f"pixelwise losses need at least two channels, got one in {tuple(student.shape)}: the softmax of "
+            "one channel is always 1 and the loss always 0; use channelwise_kl or feature_mse"
         )
     check_mask(mask, student)
     check_reduction(reduction)
@@ -92,10 +92,10 @@ def _check(
 
 
 def _scaled(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float) -> Tensor:
-    """Centred logits over tau in the working type, held in a range whose differences do not overflow."""
+    """Centred logits over tau in the working type, held in a range whose sums do not overflow."""
     x = x.to(working_type(student, teacher))
     if mask is not None:
         # Whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
         x = torch.where(mask[:, None], x, 0.0)
-    low = torch.finfo(x.dtype).min / 4
+    low = torch.finfo(x.dtype).min / (4 * x.numel() * max(1.0, tau**2))
     return ((x - x.detach().amax(1, keepdim=True)) / tau).clamp(min=low)

@@ -1,15 +1,15 @@
 """Channel-wise KL on the CPU, in blocks of rows that stay in the cache.
 
-A row is one channel of one image: P positions. For rows s (student) and t (teacher), in base 2 because `exp2` is
-several times faster than `exp` on many CPUs, with k = log2(e) / temperature:
+A row is one channel of one image: P positions. For rows s (student) and t (teacher), in base 2 because
+`exp2` is several times faster than `exp` on many CPUs, with k = log2(e) / temperature:
 
     u = k * (s - max s),  v = k * (t - max t)
     q = exp2(u) / sum exp2(u),  p = exp2(v) / sum exp2(v)
     KL = sum p * (log p - log q) + sum (q - p)
 
-The last sum is zero in exact arithmetic. In floating point it cancels the first-order error of the normalisers,
-which would otherwise drown the tiny divergence of nearly equal maps. It is the sum of the gradient, and that is
-made here in the forward pass: the backward pass is one multiplication.
+The last sum is zero in exact arithmetic. In floating point it cancels the first-order error of the
+normalisers, which would otherwise drown the tiny divergence of nearly equal maps. It is the sum of the
+gradient, and that is made here in the forward pass: the backward pass is one multiplication.
 
 Extra memory: the gradient, and three blocks of scratch.
 """
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of a block: three such buffers share the second-level cache, and the cost of calling torch is spread.
+# Elements of a block: three such buffers share the second-level cache, and the cost of calling torch is
+# spread.
 BLOCK = 131_072
 
 
@@ -85,27 +86,24 @@ def blocked(
 ) -> tuple[Tensor, Tensor]:
     """`temperature**2 * KL` of every row in float64, (N, C), and its gradient.
 
-    The gradient has the student's shape and is empty where it is not wanted. Rows without a valid position give
-    zero. Where the logits' spread leaves the working type's range the value is not finite: the caller's business.
+    The gradient has the student's shape and is empty where it is not wanted. Rows without a valid position
+    give zero. Where the logits' spread leaves the working type's range the value is not finite: the
+    caller's business.
     """
     working = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     n, c = student.shape[:2]
-    gradient = (
-        torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
-    )
+    gradient = torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
     if mask is not None:
         gradient.zero_()
     sums = _Sums.empty(n * c, gradient)
     positions = student[0, 0].numel()
-    scratch = _Scratch(min(n * c, max(1, BLOCK // positions)) * positions, working)
+    scratch = _Scratch(min(n * c * positions, max(BLOCK, positions)), working)
     for group in _groups(student, teacher, gradient if want_gradient else None, mask):
         _run_group(group, sums, temperature, scratch)
     return sums.divergence(temperature).view(n, c), gradient
 
 
-def _groups(
-    student: Tensor, teacher: Tensor, gradient: Tensor | None, mask: Tensor | None
-) -> Iterator[_Group]:
+def _groups(student: Tensor, teacher: Tensor, gradient: Tensor | None, mask: Tensor | None) -> Iterator[_Group]:
     """All rows at once where memory lies in rows, else image by image."""
     c = student.shape[1]
     tensors = [t for t in (student, teacher, gradient) if t is not None]
@@ -127,6 +125,11 @@ def _groups(
 def _run_group(group: _Group, sums: _Sums, temperature: float, scratch: _Scratch) -> None:
     rows = group.student.shape[0]
     width = group.student[0].numel() if group.positions is None else group.positions.numel()
+    if width == 1:
+        # One position has probability 1 in both maps: nothing to compare, whatever the rounding.
+        if group.gradient is not None:
+            group.gradient.zero_()
+        return
     step = max(1, BLOCK // width)
     for first in range(0, rows, step):
         here = slice(first, min(first + step, rows))
@@ -172,5 +175,6 @@ def _run_block(
     q_scale = torch.div(temperature, torch.sum(q, 1), out=sums.student_scale[at])
     p_scale = torch.div(temperature, mass, out=sums.teacher_scale[at])
     torch.sum(gap.mul_(p), 1, out=sums.gap[at])
-    torch.addcmul(p.mul_(-p_scale[:, None]), q, q_scale[:, None], out=out)
+    # Both products are rounded before the difference: equal maps then give exactly zero.
+    torch.sub(q.mul_(q_scale[:, None]), p.mul_(p_scale[:, None]), out=out)
     torch.sum(out, 1, out=sums.excess[at])

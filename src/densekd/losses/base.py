@@ -22,7 +22,7 @@ class DistillationLoss(nn.Module):
     logits_only: ClassVar[bool] = False
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
-        """Called once, before training, with the shapes of the adapted maps: the place to build what depends on them."""
+        """Called once, before training, with the shapes of the adapted maps, to build what depends on them."""
 
     def adversary(self) -> None:
         """A network that plays against the student, with its own loss and optimiser; most losses have none."""

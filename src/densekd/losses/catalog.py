@@ -22,11 +22,7 @@ METHODS: dict[str, type[DistillationLoss]] = {
 def loss_options(method: str) -> dict[str, Any]:
     """The options of a method and their defaults."""
     parameters = inspect.signature(_find(method)).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD
-    }
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD}
 
 
 def make_loss(method: str, options: Mapping[str, Any] | None = None) -> DistillationLoss:
@@ -48,7 +44,5 @@ def make_loss(method: str, options: Mapping[str, Any] | None = None) -> Distilla
 
 def _find(method: str) -> type[DistillationLoss]:
     if method not in METHODS:
-        raise ArgumentError(
-            f"unknown method {method!r}{nearest(method, METHODS)}; known: {', '.join(METHODS)}"
-        )
+        raise ArgumentError(f"unknown method {method!r}{nearest(method, METHODS)}; known: {', '.join(METHODS)}")
     return METHODS[method]
