@@ -25,7 +25,7 @@ def lamp(canvas: Canvas, thing: Thing) -> None:
     ink = canvas.ink(colour, POLE, thing.z)
     reach = -thing.sign * rng.uniform(1.1, 1.9)
     f.limb((0, 0), (0, 1.1), 0.26, canvas.ink(scaled(colour, 0.9), POLE, thing.z), 0.22)
-    f.limb((0, 1.0), (0, height), 0.18, ink, 0.12)
+    f.limb((0, 1.0), (0, height), 0.24, ink, 0.15)
     edge = 0.06 if canvas.light.sun[0] > 0 else -0.06
     f.limb((edge, 1.0), (edge * 0.6, height), 0.07, canvas.ink(scaled(colour, 1.22), POLE, thing.z), 0.04)
     f.limb((0, height - 0.3), (reach * 0.6, height + 0.25), 0.14, ink, 0.1)
@@ -47,7 +47,7 @@ def lantern(canvas: Canvas, thing: Thing) -> None:
     f = Figure(canvas, thing.x, thing.z)
     ink = canvas.ink(colour, POLE, thing.z)
     f.limb((0, 0), (0, 0.7), 0.4, ink, 0.24)
-    f.limb((0, 0.6), (0, height), 0.17, ink, 0.13)
+    f.limb((0, 0.6), (0, height), 0.22, ink, 0.16)
     lit = canvas.light.lamps > 0.2
     f.fill(
         ((-0.14, height), (0.14, height), (0.24, height + 0.5), (-0.24, height + 0.5)),
@@ -64,7 +64,7 @@ def mast(canvas: Canvas, thing: Thing) -> None:
     colour, height = jitter(rng, (112, 92, 74), 10), rng.uniform(6.5, 8.5)
     f = Figure(canvas, thing.x, thing.z)
     ink = canvas.ink(colour, POLE, thing.z)
-    f.limb((0, 0), (0, height), 0.23, ink, 0.17)
+    f.limb((0, 0), (0, height), 0.28, ink, 0.2)
     for up in (height - 0.4, height - 1.1):
         f.limb((-0.8, up), (0.8, up), 0.13, canvas.ink(scaled(colour, 0.85), POLE, thing.z))
     canvas.cast_upright(thing.x, thing.z, 0.14, 0, height)
@@ -74,8 +74,8 @@ def bollard(canvas: Canvas, thing: Thing) -> None:
     """A knee-high post at the kerb."""
     f = Figure(canvas, thing.x, thing.z)
     colour = _STEEL[canvas.scene.seed % len(_STEEL)]
-    f.limb((0, 0), (0, 0.95), 0.2, canvas.ink(colour, POLE, thing.z))
-    f.limb((0, 0.7), (0, 0.82), 0.2, canvas.ink(_WHITE, POLE, thing.z))
+    f.limb((0, 0), (0, 0.95), 0.24, canvas.ink(colour, POLE, thing.z))
+    f.limb((0, 0.7), (0, 0.82), 0.24, canvas.ink(_WHITE, POLE, thing.z))
     canvas.cast_upright(thing.x, thing.z, 0.1, 0, 0.95)
 
 
@@ -90,9 +90,9 @@ def sign(canvas: Canvas, thing: Thing) -> None:
     rng = random.Random(thing.seed)
     f, z = Figure(canvas, thing.x, thing.z), thing.z
     low = rng.uniform(1.9, 2.3)
-    radius = rng.uniform(0.4, 0.52)
+    radius = rng.uniform(0.46, 0.6)
     count = 2 if rng.random() < 0.3 else 1
-    f.limb((0, 0), (0, low + 2 * radius * count), 0.11, canvas.ink(rng.choice(_STEEL), POLE, z))
+    f.limb((0, 0), (0, low + 2 * radius * count), 0.13, canvas.ink(rng.choice(_STEEL), POLE, z))
     back = rng.random() < 0.06
     for i in range(count):
         middle = low + radius + i * 2.1 * radius
@@ -189,7 +189,7 @@ def board(canvas: Canvas, thing: Thing) -> None:
     """A direction board on two stems."""
     rng = random.Random(thing.seed)
     f = Figure(canvas, thing.x + thing.sign * 0.5, thing.z)
-    wide, high, low = rng.uniform(0.75, 1.15), rng.uniform(0.6, 1.0), rng.uniform(1.9, 2.3)
+    wide, high, low = rng.uniform(0.8, 1.2), rng.uniform(0.7, 1.1), rng.uniform(1.9, 2.3)
     colour = rng.choice((_BLUE, (24, 104, 66), _WHITE, _YELLOW))
     stem = canvas.ink(rng.choice(_STEEL), POLE, thing.z)
     for x in (-0.7 * wide, 0.7 * wide):

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from densekd.data.base import Sample
 from densekd.data.keyed import keyed_seed
-from densekd.data.scene_layout import compose
+from densekd.data.scene_compose import compose
 from densekd.data.scene_paint import paint
 from densekd.errors import ArgumentError, DataError
 from densekd.spec import Spec
