@@ -12,8 +12,10 @@ from densekd.errors import TapError
 
 Kind = Literal["NCHW", "NHWC", "NLC", "NCL", "NHW"]
 
-# Class and register tokens that stand before the grid: none, one (ViT), two (DeiT), five (four registers), ...
-_MAX_LEADING = 16
+# Class and register tokens that stand before the grid: none, one (ViT), two (DeiT), five (four registers), nine.
+_MAX_LEADING = 9
+# Strides that networks use: powers of two, and 14 (DINOv2).
+_STRIDES = (1, 2, 4, 8, 14, 16, 32, 64)
 # A map's height-to-width ratio may differ from the image's by this factor (rounding, padding) and still fit.
 _RATIO_SLACK = 1.3
 
@@ -72,9 +74,9 @@ def find_layout(shape: tuple[int, ...], image_size: tuple[int, int], where: str)
 
     * 4 axes: `(N, C, H, W)`, unless its height-to-width ratio is not the image's while that of
       `(N, H, W, C)` is.
-    * 3 axes: exactly the image's height and width: one channel. Otherwise tokens `(N, L, C)`, else `(N, C, L)`,
-      where L is a grid of the image's own height and width at one whole stride, behind as few leading tokens as
-      possible (16 at most).
+    * 3 axes: exactly the image's height and width: one channel. Otherwise tokens `(N, L, C)`, or `(N, C, L)` where
+      only the last axis fits a stride that networks use. L is a grid of the image's own height and width at one
+      whole stride, behind as few leading tokens as possible (9 at most: a class token and 8 registers).
 
     Raises:
         TapError: the shape has no spatial axes, or no grid fits.
@@ -87,10 +89,11 @@ def find_layout(shape: tuple[int, ...], image_size: tuple[int, int], where: str)
     if len(shape) == 3:
         if shape[1:] == tuple(image_size):
             return Layout("NHW")
-        for kind, length in (("NLC", shape[1]), ("NCL", shape[2])):
-            found = _token_grid(length, image_size)
-            if found is not None:
-                return Layout(kind, *found)  # type: ignore[arg-type]
+        tokens_first, tokens_last = (_token_grid(length, image_size) for length in shape[1:])
+        if tokens_first is not None and (_is_usual(tokens_first) or not _is_usual(tokens_last)):
+            return Layout("NLC", *tokens_first)
+        if tokens_last is not None:
+            return Layout("NCL", *tokens_last)
         raise TapError(
             f"{where}: cannot tell the grid of a map of shape {shape} made from an image of "
             f"{image_size[0]}x{image_size[1]}: neither {shape[1]} nor {shape[2]} is a grid of one token per whole "
@@ -100,6 +103,10 @@ def find_layout(shape: tuple[int, ...], image_size: tuple[int, int], where: str)
         f"{where}: expected a spatial map, (N, C, H, W), (N, H, W, C) or tokens (N, L, C), got shape {shape}; "
         "tap a module before the pooling or flattening"
     )
+
+
+def _is_usual(found: tuple[int, int, bool] | None) -> bool:
+    return found is not None and found[1] in _STRIDES
 
 
 def _misfit(size: tuple[int, ...], image_size: tuple[int, int]) -> float:
@@ -125,8 +132,7 @@ def _token_grid(length: int, image_size: tuple[int, int]) -> tuple[int, int, boo
             leading = length - height * width
             if height * width == 0 or not 0 <= leading <= _MAX_LEADING:
                 continue
-            power_of_two = stride & (stride - 1) == 0
-            order = (not power_of_two and stride != 14, not exact, leading, not power_of_two)
+            order = (stride not in _STRIDES, not exact, leading, stride == 14)
             if best_order is None or order < best_order:
                 best, best_order = (leading, stride, round_up), order
     return best

@@ -13,16 +13,16 @@ _NAMED = ("out", "logits")
 
 
 def describe(value: Any) -> str:
-    """What came, in a few words: `a list of 3 (Tensor (2, 8, 4, 4), ...)`."""
+    """What came, in a few words: `list of 3 (Tensor (2, 8, 4, 4), ...)`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
     kind = type(value).__name__
     if isinstance(value, Mapping):
-        return f"a {kind} with keys {', '.join(repr(str(key)) for key in list(value)[:8])}"
+        return f"{kind} with keys {', '.join(repr(str(key)) for key in list(value)[:8])}"
     if isinstance(value, (list, tuple)):
         items = [f"Tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__ for item in value]
-        return f"a {kind} of {len(items)} ({', '.join(items[:6])}{', ...' if len(items) > 6 else ''})"
-    return f"a {kind}"
+        return f"{kind} of {len(items)} ({', '.join(items[:6])}{', ...' if len(items) > 6 else ''})"
+    return f"an object of type {kind}"
 
 
 def main_output(output: Any) -> Tensor:

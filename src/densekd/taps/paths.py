@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from densekd.errors import TapError, nearest
@@ -60,7 +61,7 @@ def _refuse_compiled(module: nn.Module, at: str, path: str, who: str) -> None:
             f"tap {path!r} of the {who} lies in an already compiled module ({where}): hooks set now would be "
             "passed over; build the Distiller with the plain network and compile afterwards"
         )
-    if type(module).__name__ in ("ScriptModule", "RecursiveScriptModule"):
+    if isinstance(module, torch.jit.ScriptModule):
         raise TapError(
             f"tap {path!r} of the {who} lies in a TorchScript module ({where}), which runs no Python hooks; "
             "use the network's Python class"
