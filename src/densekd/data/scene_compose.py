@@ -132,9 +132,9 @@ def _trees_and_poles(crowd: _Crowd, street: Street) -> None:
     lamp = rng.choice(("lamp", "lamp", "lantern", "mast"))
     for sign in (-1, 1):
         kerb, facade = street.side(sign)
-        if rng.random() < 0.62:
-            z, step = rng.uniform(4.5, 12.0), rng.uniform(17, 28)
-            while z < min(street.end, 42):
+        if rng.random() < 0.48:
+            z, step = rng.uniform(4.2, 9.0), rng.uniform(16, 26)
+            while z < min(street.end, 34):
                 crowd.add(lamp, kerb + sign * 0.5, z)
                 z += step
         if rng.random() < 0.55:
@@ -184,14 +184,14 @@ def _crossing(street: Street, z: float) -> bool:
 
 def _riders(crowd: _Crowd, street: Street) -> None:
     rng = crowd.rng
-    for _ in range(rng.choice((0, 1, 1, 1, 2, 2))):
+    for _ in range(rng.choice((0, 1, 1, 1, 2))):
         for _ in range(8):
             sign = rng.choice((-1, 1))
             inset = rng.uniform(2.7, 3.4) if street.parking else rng.uniform(0.7, 1.6)
             crosses = rng.random() < 0.3
             turn = rng.uniform(1.0, 2.1) * rng.choice((-1, 1)) if crosses else math.pi * (sign < 0) + rng.gauss(0, 0.3)
             x = rng.uniform(street.left + 1, street.right - 1) if crosses else street.side(sign)[0] - sign * inset
-            if crowd.add("rider", x, crowd.near(x, 4.8, 0.7), turn, (0.5, 1.0)):
+            if crowd.add("rider", x, crowd.near(x, 4.8, 0.5), turn, (0.5, 1.0)):
                 break
 
 
@@ -208,23 +208,23 @@ def _signs(crowd: _Crowd, street: Street) -> None:
         for _ in range(8):
             sign = _nearer_side(rng, street)
             x = street.side(sign)[0] + sign * rng.uniform(0.5, 0.9)
-            if crowd.add(kind, x, crowd.near(x, 5.5, 0.7)):
+            if crowd.add(kind, x, crowd.near(x, 5.2, 0.45)):
                 break
 
 
 def _people(crowd: _Crowd, street: Street) -> None:
     rng = crowd.rng
-    for _ in range(rng.choice((2, 3, 3, 4, 5, 6))):
+    for _ in range(rng.choice((2, 2, 3, 3, 4, 5))):
         for _ in range(8):
             sign = _nearer_side(rng, street)
             kerb, facade = street.side(sign)
-            crosses = rng.random() < 0.18
+            crosses = rng.random() < 0.22
             x = (
                 rng.uniform(street.left, street.right)
                 if crosses
                 else rng.uniform(kerb + sign * 0.7, facade - sign * 0.4)
             )
-            z = street.junction[0] - 1.8 if crosses and street.junction else crowd.near(x, 4.5, 0.8)
+            z = street.junction[0] - 1.8 if crosses and street.junction else crowd.near(x, 4.6, 0.5)
             turn = rng.choice((-1, 1)) * math.pi / 2 if crosses else rng.choice((0.0, math.pi)) + rng.gauss(0, 0.7)
             if crowd.add("person", x, z, turn, (0.3, 0.3)):
                 break

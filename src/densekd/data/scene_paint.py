@@ -193,7 +193,7 @@ def _lens(picture: Array, height: int, rng: random.Random) -> Image.Image:
 
 def _sensor(picture: Array, rng: random.Random) -> Array:
     """Sensor noise: stronger in bright parts (photons), never none in dark ones (read-out)."""
-    strength = rng.uniform(0.3, 0.85)
+    strength = rng.uniform(0.25, 0.7)
     # The sum of two uniform bytes stands for a normal deviate: it needs no transcendental function.
     noise = np.frombuffer(rng.randbytes(picture.size * 2), np.uint8).reshape(2, *picture.shape)
     deviate = (noise[0].astype(np.float32) + noise[1] - 255) / np.float32(104)

@@ -25,7 +25,7 @@ def lamp(canvas: Canvas, thing: Thing) -> None:
     ink = canvas.ink(colour, POLE, thing.z)
     reach = -thing.sign * rng.uniform(1.1, 1.9)
     f.limb((0, 0), (0, 1.1), 0.26, canvas.ink(scaled(colour, 0.9), POLE, thing.z), 0.22)
-    f.limb((0, 1.0), (0, height), 0.24, ink, 0.15)
+    f.limb((0, 1.0), (0, height), 0.27, ink, 0.18)
     edge = 0.06 if canvas.light.sun[0] > 0 else -0.06
     f.limb((edge, 1.0), (edge * 0.6, height), 0.07, canvas.ink(scaled(colour, 1.22), POLE, thing.z), 0.04)
     f.limb((0, height - 0.3), (reach * 0.6, height + 0.25), 0.14, ink, 0.1)
