@@ -500,7 +500,12 @@ def test_unknown_backend_lists_the_known_ones():
 def test_backend_that_cannot_run_here_says_why():
     with pytest.raises(ArgumentError, match="runs on the CPU alone, the maps are on meta"):
         F.channelwise_kl(OK.to("meta"), OK.to("meta"), backend="blocked")
+
+
+@pytest.mark.slow  # tensors without data load the compiler's shape arithmetic
+def test_auto_is_the_plain_definition_off_the_cpu():
     assert F.channelwise_kl(OK.to("meta"), OK.to("meta")).shape == ()
+    assert F.channelwise_kl(OK.to("meta"), OK.to("meta"), reduction="none").shape == (2, 3)
 
 
 # --- the MSE ablation --------------------------------------------------------------------------------------------
