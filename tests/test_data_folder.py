@@ -211,6 +211,9 @@ def test_missing_folders_are_named_with_what_is_there(tmp_path: Path) -> None:
     dataset(tmp_path)
     with pytest.raises(DataError, match=r"trian.*which holds train, val; did you mean 'train'"):
         build(tmp_path, train={"split": "trian"})
+    (tmp_path / "val").rename(tmp_path / "test")
+    with pytest.raises(DataError, match=r"which holds test, train; data\.auto_split can cut a validation set"):
+        build(tmp_path)
     with pytest.raises(DataError, match="no images for train; 4 files, none of them left by include=xyz"):
         build(tmp_path, train={"include": "xyz"})
 

@@ -106,6 +106,8 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
         if not folder.is_dir():
             names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
             hint = nearest(split, names) if split not in names else ""
+            if split == "val":
+                hint += "; data.auto_split can cut a validation set out of the training files"
             raise DataError(
                 f"{folder}: no such folder; expected {split}/images and {split}/masks in {root}, "
                 f"which holds {', '.join(names) or 'no folders'}{hint}"
