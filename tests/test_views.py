@@ -88,7 +88,6 @@ class Keys(torch.utils.data.Sampler[tuple[int, int]]):
         return iter(KEYS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(workers: int) -> None:
     def batches(count: int) -> list[dict[str, Any]]:
