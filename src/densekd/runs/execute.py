@@ -193,7 +193,7 @@ class _Execution:
         network = build_teacher(self.parts)
         measured = self.parts.measured(network)
         distiller = build_distiller(self.parts, network)
-        self.terms = list(zip((term.name for term in distiller.terms), self.recipe.terms, strict=True))
+        self.terms = list(zip(distiller.weights, self.recipe.terms, strict=True))
         from densekd.runs.readiness import check_readiness
 
         self.readiness = check_readiness(self.parts, distiller, network, steps=self.steps)
