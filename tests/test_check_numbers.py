@@ -1,0 +1,260 @@
+"""tools/check_numbers.py: numbers in the docs are those of the records, or it says where they are not."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_numbers
+
+    yield check_numbers
+    for name in ("check_numbers", "record_marks", "record_tables"):
+        sys.modules.pop(name, None)
+
+
+def scores(values: list[float]) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    return {"miou": values, "mean": mean, "sd": 0.012}
+
+
+def study() -> dict[str, Any]:
+    cost = {"seconds_per_step": 0.1, "peak_memory_bytes": 10, "extra_parameters": 0, "total_seconds": 61.7}
+    network = {"parameters": 940_000, "dead_parameters": 0, "flops": 120_000_000}
+    alone = {
+        "name": "none",
+        "where": "-",
+        "seeds": [0, 1, 2],
+        "final": scores([0.5, 0.52, 0.54]),
+        "best": scores([0.5, 0.52, 0.54]),
+        "iou": {"road": 0.9, "sign": None},
+        "extra_splits": {"drive": scores([0.4, 0.4, 0.4])},
+        "cost": cost,
+        "student": network,
+    }
+    distilled = {
+        **alone,
+        "name": "channelwise",
+        "where": "logits",
+        "final": scores([0.56, 0.51, 0.58]),
+        "gain": {"mean": 0.03, "low": -0.01, "high": 0.06},
+    }
+    teacher = {"miou": 0.72, "iou": {"road": 0.95, "sign": None}, "extra_splits": {"drive": 0.6}, "parameters": 11e6}
+    return {
+        "schema": 1,
+        "name": "demo",
+        "data": {},
+        "teacher": {**teacher, "flops": 2e9, "steps": 10, "total_seconds": 200.0},
+        "methods": [alone, distilled],
+        "environment": {"cpu": "a quiet one"},
+    }
+
+
+def bench() -> dict[str, Any]:
+    def case(variant: str, seconds: float, ratio: float, maps: float) -> dict[str, Any]:
+        return {
+            "name": "2x3x4x4",
+            "variant": variant,
+            "median_seconds": seconds,
+            "ratio": ratio,
+            "peak_bytes": 1,
+            "error": 2e-7,
+            "samples": [seconds],
+            "extra": {"peak_maps": maps},
+        }
+
+    cases = [case("textbook", 0.02, 1.0, 5.0), case("blocked", 0.01, 2.0, 2.04)]
+    head = {"schema": 1, "bench": "loss", "device": "cpu", "threads": 1, "command": "densekd bench loss"}
+    return {**head, "commit": "", "load": [0.0], "cases": cases, "environment": {}}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "docs" / "deeper").mkdir(parents=True)
+    (results / "demo.json").write_text(json.dumps(study()))
+    (results / "loss.json").write_text(json.dumps(bench()))
+    return tmp_path
+
+
+def check(tool: Any, repository: Path, text: str, *options: str, page: str = "README.md") -> int:
+    (repository / "README.md").write_text("")
+    (repository / page).write_text(text)
+    return int(tool.main(["--root", str(repository), *options]))
+
+
+def mark(spec: str, text: str) -> str:
+    return f"<!-- record: {spec} -->{text}<!-- /record -->"
+
+
+MEAN = "demo.json methods[name=channelwise].final.mean * 100 .1f"
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (MEAN, "55.0"),
+        ("demo.json methods[1].gain.mean * 100 +.1f", "+3.0"),
+        ("demo.json methods[name=channelwise].final.mean - 0.5 .3f", "0.050"),
+        ("demo.json methods[name=none].seeds.#", "3"),
+        ("demo.json methods[1].final.miou above methods[0].final.miou", "2"),
+        ("demo.json methods[0].student.parameters ,d", "940,000"),
+        ("demo.json environment.cpu", "a quiet one"),
+        ("demo.json methods[name=channelwise,where=logits].name", "channelwise"),
+    ],
+)
+def test_agreeing_marks_pass(
+    tool: Any, repository: Path, spec: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tool, repository, f"The student reaches {mark(spec, text)}.\n") == 0
+    assert "1 marks agree" in capsys.readouterr().out
+
+
+def test_a_number_that_differs_fails_with_its_place(
+    tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"# Title\n\nIt reaches {mark(MEAN, '56.0')}.\n"
+    assert check(tool, repository, text, page="docs/deeper/page.md") == 1
+    assert "docs/deeper/page.md:3: expected '55.0', found '56.0'" in capsys.readouterr().err
+
+
+def test_a_changed_record_fails_the_same_text(tool: Any, repository: Path) -> None:
+    text = f"It reaches {mark(MEAN, '55.0')}.\n"
+    assert check(tool, repository, text) == 0
+    changed = study()
+    changed["methods"][1]["final"]["mean"] = 0.5512
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
+    assert check(tool, repository, text) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (mark("absent.json a.b", "1"), "there is no record .*absent.json"),
+        (mark("demo.json methods[name=dist].final.mean", "1"), r"0 entries match \[name=dist\], expected one"),
+        (mark("demo.json methods[where=x].final", "1"), "0 entries match"),
+        (mark("demo.json teacher.speed", "1"), "no key 'speed'; there are miou"),
+        (mark("demo.json methods[7].name", "1"), "the list has 2 entries"),
+        (mark("demo.json methods[0].gain", "1"), "no key 'gain'"),
+        (mark("demo.json teacher.iou.sign", "1"), "is null"),
+        (mark("demo.json teacher.iou", "1"), "leads to a dict"),
+        (mark("demo.json teacher.miou times 100", "1"), "'times' is no operator"),
+        (mark("demo.json teacher.miou / 0", "1"), "division by zero"),
+        (mark("demo.json", "1"), "a path is missing"),
+        ("<!-- record: demo.json teacher.miou -->0.72", "not closed on its line"),
+        ("0.72<!-- /record -->", "not opened"),
+        ("<!-- table: study demo.json -->", "a table that is not closed"),
+        ("<!-- table: bars demo.json -->\n<!-- /table -->", "unknown kind of table 'bars'"),
+        ("<!-- table: loss demo.json -->\n<!-- /table -->", "not what a table of kind 'loss' is made from"),
+    ],
+)
+def test_a_mark_that_leads_nowhere_fails(
+    tool: Any, repository: Path, line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tool, repository, f"{line}\n") == 1
+    found = capsys.readouterr().err
+    assert re.search(rf"README.md:1: .*{words}", found), found
+
+
+def test_an_invalid_record_fails(tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = study()
+    del broken["methods"][0]["final"]["sd"]
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(broken))
+    assert check(tool, repository, mark("demo.json teacher.miou", "0.72")) == 1
+    assert "is no valid record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "numbers"),
+    [
+        (f"| student | {mark(MEAN, '55.0')} | 61 |", "61"),
+        (f"| student | {mark(MEAN, '55.0')} ± 1.2 |  |", "1.2"),
+        (f"| 3 students | {mark(MEAN, '55.0')} | -4.5 |", "3, -4.5"),
+        ("| student | 55.0 | |", "55.0"),
+    ],
+)
+def test_a_table_of_results_needs_marks(
+    tool: Any, repository: Path, row: str, numbers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tool, repository, f"| | mIoU | seconds |\n|---|---|---|\n{row}\n") == 1
+    assert f"README.md:3: {numbers} in a table of results without a record mark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"| | mIoU |\n|---|---|\n| ResNet-18, `8x19` | {mark(MEAN, '55.0')} |\n",
+        "| key | default |\n|---|---|\n| lr | 0.01 |\n",
+        "<!-- published: the paper's table 2 -->\n| | mIoU |\n|---|---|\n| CWD | 74.87 |\n",
+        f"```\n| | mIoU |\n|---|---|\n| CWD | 74.87 |\n{mark(MEAN, '1')}\n```\n",
+    ],
+)
+def test_what_is_no_unmarked_result_passes(tool: Any, repository: Path, text: str) -> None:
+    assert check(tool, repository, text) == 0
+
+
+PAGE = """# Results
+
+Measured on <!-- record: demo.json environment.cpu -->?<!-- /record -->.
+
+<!-- table: study demo.json -->
+<!-- /table -->
+
+<!-- table: classes demo.json -->
+| stale |
+<!-- /table -->
+
+<!-- table: loss loss.json -->
+<!-- /table -->
+"""
+
+
+def visible(text: str) -> str:
+    return re.sub(r"<!--.*?-->", "", text)
+
+
+def test_write_fills_marks_and_tables_and_then_all_agrees(tool: Any, repository: Path) -> None:
+    assert check(tool, repository, PAGE) == 1
+    assert (repository / "README.md").read_text() == PAGE, "a check alone writes nothing"
+    assert check(tool, repository, PAGE, "--write") == 0
+    text = (repository / "README.md").read_text()
+    shown = visible(text)
+    assert "Measured on a quiet one." in shown
+    assert "| teacher | 72.0 | 60.0 |  |  | 11.00 M | 2.00 | 200 |" in shown
+    assert "| student alone | 52.0 ± 1.2 | 40.0 ± 1.2 |  | 3 | 0.94 M | 0.12 | 62 |" in shown
+    assert "| student, channelwise | 55.0 ± 1.2 | 40.0 ± 1.2 | +3.0 [-1.0, +6.0] | 3 | 0.94 M | 0.12 | 62 |" in shown
+    assert "| road | 95.0 | 90.0 | 90.0 |" in shown
+    assert "| sign | - | - | - |" in shown
+    assert "| `2x3x4x4` | 20.0 | 10.0 | 2.00x | 5.00 | 2.04 | 2e-07 |" in shown
+    assert "stale" not in shown
+    assert check(tool, repository, text) == 0
+
+
+def test_a_number_changed_by_hand_in_a_made_table_fails(
+    tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(tool, repository, PAGE, "--write")
+    text = (repository / "README.md").read_text()
+    changed = text.replace("-->55.0<!--", "-->57.0<!--")
+    assert changed != text
+    assert check(tool, repository, changed) == 1
+    found = capsys.readouterr().err
+    assert re.search(r"README.md:10: expected .*55\.0 ± 1\.2.*, found .*57\.0 ± 1\.2", found), found
+
+
+def test_write_says_what_it_cannot_fill(tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "benchmarks" / "results" / "loss.json").unlink()
+    assert check(tool, repository, PAGE, "--write") == 1
+    assert "there is no record" in capsys.readouterr().err
+    assert "72.0" in visible((repository / "README.md").read_text()), "the other marks are filled all the same"

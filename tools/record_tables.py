@@ -1,0 +1,91 @@
+"""Markdown tables made from records; every number in them is a mark that `check_numbers.py` fills.
+
+Kinds: `study` (methods of a study side by side), `classes` (IoU per class of a study), `loss` (`densekd bench loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _mark(file: str, spec: str) -> str:
+    return f"<!-- record: {file} {spec} --><!-- /record -->"
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def _title(name: str) -> str:
+    return "student alone" if name == "none" else f"student, {name}"
+
+
+def study(file: str, record: dict[str, Any]) -> list[str]:
+    """Teacher, then a row per method: mIoU in percent (final weights; mean ± sd over the seeds), gain, cost."""
+    splits = sorted(record["teacher"].get("extra_splits") or {})
+    several = any(len(method["seeds"]) > 1 for method in record["methods"])
+    header = ["", "mIoU", *(f"mIoU, {split}" for split in splits), "gain", "seeds"]
+    header += ["parameters", "GFLOPs", "training, s"]
+
+    def cost(network: dict[str, Any] | None, place: str, seconds: str) -> list[str]:
+        known = {key for key, value in (network or {}).items() if value is not None}
+        return [
+            f"{_mark(file, f'{place}.parameters / 1e6 .2f')} M" if "parameters" in known else "-",
+            _mark(file, f"{place}.flops / 1e9 .2f") if "flops" in known else "-",
+            _mark(file, f"{seconds} .0f"),
+        ]
+
+    def score(place: str) -> str:
+        spread = f" ± {_mark(file, f'{place}.sd * 100 .1f')}" if several else ""
+        return f"{_mark(file, f'{place}.mean * 100 .1f')}{spread}"
+
+    teacher = [_mark(file, "teacher.miou * 100 .1f")]
+    teacher += [_mark(file, f"teacher.extra_splits.{split} * 100 .1f") for split in splits]
+    rows = [["teacher", *teacher, "", "", *cost(record["teacher"], "teacher", "teacher.total_seconds")]]
+    for method in record["methods"]:
+        place = f"methods[name={method['name']}]"
+        gain = ""
+        if method.get("gain") is not None:
+            gain = _mark(file, f"{place}.gain.mean * 100 +.1f")
+            if several:
+                low, high = (_mark(file, f"{place}.gain.{end} * 100 +.1f") for end in ("low", "high"))
+                gain += f" [{low}, {high}]"
+        scores = [score(f"{place}.final"), *(score(f"{place}.extra_splits.{split}") for split in splits)]
+        seeds = _mark(file, f"{place}.seeds.#")
+        cells = cost(method.get("student"), f"{place}.student", f"{place}.cost.total_seconds")
+        rows.append([_title(method["name"]), *scores, gain, seeds, *cells])
+    return _rows(header, rows)
+
+
+def classes(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per class: IoU in percent of the teacher and of each method (mean over the seeds, final weights)."""
+
+    def cell(values: dict[str, Any], place: str, name: str) -> str:
+        return "-" if values.get(name) is None else _mark(file, f"{place}.iou.{name} * 100 .1f")
+
+    rows = []
+    for name in record["teacher"]["iou"]:
+        cells = [cell(record["teacher"]["iou"], "teacher", name)]
+        cells += [cell(m["iou"], f"methods[name={m['name']}]", name) for m in record["methods"]]
+        rows.append([name, *cells])
+    return _rows(["IoU", "teacher", *(_title(method["name"]) for method in record["methods"])], rows)
+
+
+def loss(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per shape: the textbook formulation against densekd's default on the CPU, forward and backward."""
+    header = ["map (N, C, H, W)", "textbook, ms", "densekd, ms", "speed-up", "textbook, maps of memory"]
+    header += ["densekd, maps of memory", "densekd, error"]
+    rows = []
+    for name in dict.fromkeys(case["name"] for case in record["cases"]):
+        book, own = (f"cases[name={name},variant={variant}]" for variant in ("textbook", "blocked"))
+        cells = [_mark(file, f"{place}.median_seconds * 1000 .1f") for place in (book, own)]
+        cells.append(f"{_mark(file, f'{own}.ratio .2f')}x")
+        cells += [_mark(file, f"{place}.extra.peak_maps .2f") for place in (book, own)]
+        cells.append(_mark(file, f"{own}.error .0e"))
+        rows.append([f"`{name}`", *cells])
+    return _rows(header, rows)
+
+
+KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {"study": study, "classes": classes, "loss": loss}
