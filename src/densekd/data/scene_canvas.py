@@ -54,7 +54,8 @@ class Canvas:
 
     def at(self, x: float, y: float, z: float) -> Point:
         """The pixel of a point in metres."""
-        z = max(z, NEAR)
+        if z < NEAR:
+            z = NEAR
         scale = self.focal / z
         return self.cx + self.flip * (scale * x + self._bend * z), self.cy + scale * (self.eye - y)
 
@@ -65,12 +66,10 @@ class Canvas:
             clear = math.exp(-z / self.light.haze_depth)
             self._air[z] = (clear, scaled(self.light.haze, 1 - clear))
         clear, (red, green, blue) = self._air[z]
-        return (
-            min(255, int(colour[0] * tint[0] * clear + red)),
-            min(255, int(colour[1] * tint[1] * clear + green)),
-            min(255, int(colour[2] * tint[2] * clear + blue)),
-            label,
-        )
+        r = int(colour[0] * tint[0] * clear + red)
+        g = int(colour[1] * tint[1] * clear + green)
+        b = int(colour[2] * tint[2] * clear + blue)
+        return (r if r < 255 else 255, g if g < 255 else 255, b if b < 255 else 255, label)
 
     def fill(self, points: Sequence[Point], ink: Ink) -> None:
         """Fills a polygon given in pixels."""
@@ -93,7 +92,8 @@ class Canvas:
 
     def quad(self, corners: Sequence[tuple[float, float, float]], ink: Ink) -> None:
         """Fills a polygon given in metres."""
-        self._draw.polygon([self.at(*corner) for corner in corners], ink)
+        at = self.at
+        self._draw.polygon([at(x, y, z) for x, y, z in corners], ink)
 
     def strip(self, left: float, right: float, depths: Sequence[float], ink: Ink) -> None:
         """Fills a band on the ground that follows the bend of the road."""

@@ -96,7 +96,8 @@ class _Body:
         )
 
     def at(self, along: float, aside: float, up: float) -> tuple[float, float]:
-        x, z = self.ground(along, aside)
+        x = self.thing.x + along * self.sin + aside * self.cos
+        z = self.thing.z + along * self.cos - aside * self.sin
         return self.canvas.at(x, up, z)
 
     def depth(self, along: float, aside: float) -> float:
