@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from densekd.data.base import SegmentationSet
 from densekd.data.check import Facts, Pair, Progress, check_pairs, complain
 from densekd.data.folder import FolderSet, Scan, auto_split, scan_split
 from densekd.data.masks import MaskReader, colors_of
+from densekd.data.memory import InMemory
 from densekd.data.palette import made_palette
 from densekd.data.scenes import ScenesSet
 from densekd.data.specs import AugmentSpec, Color, FolderSpec, ScenesDataSpec, SplitSpec, check_names
@@ -42,8 +43,14 @@ def build_data(spec: FolderSpec | ScenesDataSpec, *, progress: Progress | None =
         DataError: files are missing, unreadable or do not fit; up to ten are listed with their reasons.
         ConfigError: classes, palette and masks contradict each other.
     """
-    if isinstance(spec, FolderSpec):
-        return _build_folder(spec, progress)
+    bundle = _build_folder(spec, progress) if isinstance(spec, FolderSpec) else _build_scenes(spec)
+    if not spec.in_memory:
+        return bundle
+    extra: dict[str, SegmentationSet] = {name: InMemory(one) for name, one in bundle.extra.items()}
+    return replace(bundle, train=InMemory(bundle.train), val=InMemory(bundle.val), extra=extra)
+
+
+def _build_scenes(spec: ScenesDataSpec) -> DataBundle:
     train = ScenesSet("train", spec.train_count, spec.size, spec.seed)
     val = ScenesSet("val", spec.val_count, spec.size, spec.seed)
     return DataBundle(train, val, {}, train.classes, train.palette, train.ignore_index)

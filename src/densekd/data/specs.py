@@ -193,6 +193,9 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class ScenesDataSpec(ScenesSpec):
     """Drawn street scenes with their augmentation."""
 
+    in_memory: bool = Field(
+        False, description="keep every decoded image in memory after its first reading (per loading process)"
+    )
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
 
 
