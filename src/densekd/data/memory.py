@@ -41,7 +41,7 @@ class InMemory:
         """The sample of number `index`; the tensors are the caller's own copies."""
         if index not in self._kept:
             sample = self.source.load(index)
-            fits = 0 <= int(sample.label.min()) and int(sample.label.max()) <= 255
+            fits = int(sample.label.min()) >= 0 and int(sample.label.max()) <= 255
             self._kept[index] = (sample.image, sample.label.to(torch.uint8) if fits else sample.label)
         image, label = self._kept[index]
         return Sample(image.clone(), label.to(torch.int64, copy=True))
