@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from densekd.data.views import eval_collate
 from densekd.metrics import ConfusionMeter
 from densekd.records import Scores
 from densekd.taps import main_output
 from densekd.tasks.segmentation import SegmentationTask
+from densekd.training.batcher import leave_signals_to_the_main_process
+
+
+class View(Protocol):
+    """Items as of `densekd.data.views.EvalView`: image, label at its original size, index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +57,7 @@ def spread(total: int, count: int) -> list[int]:
 
 def confusion(
     network: nn.Module,
-    view: Dataset[dict[str, Any]],
+    view: View,
     task: SegmentationTask,
     *,
     device: torch.device,
@@ -61,17 +71,18 @@ def confusion(
     """The confusion matrix of `network` over all of `view`.
 
     Args:
-        view: items as of `densekd.data.views.EvalView`: image, label at its original size, index.
+        view: the images and labels.
         watch: called with (images done, images in all) before every batch.
         prepare: applied to a batch of images first (the teacher's own normalisation and size, for instance).
     """
     meter = ConfusionMeter(task.num_classes, task.ignore_index)
-    total, done = len(view), 0  # type: ignore[arg-type]
+    total, done = len(view), 0
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        view,
+        view,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=eval_collate,
+        worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator().manual_seed(0),
     )
     with evaluation_mode(network), torch.no_grad():
@@ -100,7 +111,7 @@ def _row(output: Any, row: int) -> torch.Tensor:
 
 def evaluate(
     network: nn.Module,
-    view: Dataset[dict[str, Any]],
+    view: View,
     task: SegmentationTask,
     class_names: tuple[str, ...],
     **options: Any,
@@ -110,6 +121,6 @@ def evaluate(
     return Scores(**meter.scores(class_names))
 
 
-def some_of(view: Dataset[dict[str, Any]], count: int) -> Subset[dict[str, Any]]:
+def some_of(view: View, count: int) -> Subset[Any]:
     """`count` items of a view, spread evenly over it."""
     return Subset(view, spread(len(view), count))  # type: ignore[arg-type]

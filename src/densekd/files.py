@@ -21,6 +21,7 @@ from safetensors.torch import save as _save_tensors
 from densekd.errors import CheckpointError
 
 _TEMPORARY = ".part"
+_REPLACED = ".old"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -101,7 +102,8 @@ def read_json(path: Path) -> Any:
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of several files as one unit: a temporary folder with all of them, then one rename.
 
-    An existing folder of that name is replaced. A folder is complete if it exists under its final name.
+    A folder is complete if it exists under its final name. An existing folder of that name is replaced: it is set
+    aside first, and `sweep_temporaries` brings it back if the process was killed before the new one took its place.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -109,13 +111,16 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, data in files.items():
             write_bytes(temporary / name, data)
+        aside = path.with_name(f".{path.name}{_REPLACED}")
+        shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(aside)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -130,7 +135,16 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder` and its sub-folders."""
+    """Remove what a killed process left half-written in `folder` and its sub-folders.
+
+    A folder that was set aside to be replaced, and was not, gets its name back.
+    """
+    for aside in folder.rglob(f".*{_REPLACED}"):
+        final = aside.with_name(aside.name.removeprefix(".").removesuffix(_REPLACED))
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
     for left in folder.rglob(f".*{_TEMPORARY}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

@@ -5,6 +5,7 @@ Numbers of accuracy are fractions from 0 to 1; seconds, bytes and floating-point
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -36,17 +37,20 @@ class BestScores(Scores):
 
 
 class Cost(_Record):
-    seconds_per_step: float | None = Field(None, description="median over the steps after warm-up")
+    seconds_per_step: float | None = Field(default=None, description="median over the steps after warm-up")
     teacher_seconds_per_step: float | None = None
-    peak_memory_bytes: int | None = Field(None, description="peak resident memory (CPU) or allocated memory (CUDA)")
+    peak_memory_bytes: int | None = Field(
+        default=None, description="peak while training: resident (CPU) or allocated (CUDA)"
+    )
     total_seconds: float = 0.0
+    extra_parameters: int = Field(default=0, description="trained beside the student: adapters, parameters of losses")
     device: str = "cpu"
 
 
 class NetworkCost(_Record):
     parameters: int = Field(description="live parameters: used in the forward pass")
     dead_parameters: int = 0
-    flops: int | None = Field(None, description="floating-point operations of one image of the run's size")
+    flops: int | None = Field(default=None, description="floating-point operations of one image of the run's size")
 
 
 class TeacherCost(NetworkCost):
@@ -57,13 +61,13 @@ class TeacherCost(NetworkCost):
 class RunRecord(_Record):
     """`record.json` of a run."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     status: Status
     error: str | None = None
     method: str
     seed: int
     split: str
-    selection: str = Field("", description="which evaluation chose the best student")
+    selection: str = Field(default="", description="which evaluation chose the best student")
     steps: int
     epochs: float
     final: Scores | None = None
@@ -117,7 +121,7 @@ class StudyMethod(_Record):
 class StudyRecord(_Record):
     """`study.json`: several runs compared."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     data: dict[str, Any]
     teacher: dict[str, Any]
@@ -134,7 +138,7 @@ class BenchCase(_Record):
     median_seconds: float
     ratio: float | None = Field(description="speed-up over the case's reference variant")
     peak_bytes: int | None = None
-    error: float | None = Field(None, description="relative error against float64")
+    error: float | None = Field(default=None, description="relative error against float64")
     samples: list[float]
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -142,7 +146,7 @@ class BenchCase(_Record):
 class BenchRecord(_Record):
     """A benchmark's record; committed ones live under `benchmarks/results/`."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     bench: Literal["loss", "methods", "step", "data", "scaling", "latency"]
     device: str
     threads: int
@@ -199,8 +203,6 @@ def _cpu_name() -> str:
 
 def environment() -> dict[str, str]:
     """Versions, machine and commit, for a record."""
-    import os
-
     found: dict[str, str] = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from densekd.cli.guard import guarded
+from densekd.cli.guard import complain, guarded
 from densekd.cli.show import table
 from densekd.cli.training import Json
 
@@ -82,4 +82,6 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
                 "final mIoU": final,
             }
         )
-    return found or [{"run": f"(none under {folder})"}]
+    if not found:
+        complain(f"no runs under {folder}")
+    return found

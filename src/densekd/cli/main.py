@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from densekd._version import __version__
 from densekd.cli import bench, demo, listing, looking, training
-from densekd.cli.guard import DEBUG
+from densekd.cli.guard import DEBUG, complain
 
 app = typer.Typer(
     name="densekd",
@@ -55,7 +58,17 @@ def main() -> None:
     if "--debug" in arguments:
         os.environ[DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to fail
+    signal.signal(signal.SIGTERM, _leave)
     app(args=arguments, prog_name="densekd")
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    # While a run trains, its own handler stands instead: it finishes the step and saves.
+    complain("terminated")
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.10g}"
     return str(value)
 
 
@@ -36,6 +36,8 @@ def table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: st
         sys.stdout.write(json.dumps(list(rows), indent=2, ensure_ascii=False, default=str) + "\n")
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return
     if not sys.stdout.isatty():
         sys.stdout.write("\t".join(columns) + "\n")
         for row in rows:
@@ -139,6 +141,9 @@ class Watch:
 
     def checking(self, done: int, total: int) -> None:
         self._advance("checking files", done, total)
+
+    def examining(self, done: int, images: int) -> None:
+        self._advance("examining the teacher", done, images)
 
     def ready(self, readiness: Readiness) -> None:
         for row in readiness.rows():

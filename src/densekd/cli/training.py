@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 
 if TYPE_CHECKING:
+    from densekd.config import Recipe
     from densekd.runs import Run
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.")]
@@ -66,6 +68,12 @@ def distill(
     _train_or_distill("distill", recipe, overrides, out, seed, resume, force, dry_run, quiet, as_json)
 
 
+def _watching(quiet: bool) -> Any:
+    from densekd.runs.progress import Quiet
+
+    return Quiet() if quiet else Watch()
+
+
 def _train_or_distill(
     kind: str,
     recipe: str,
@@ -79,57 +87,60 @@ def _train_or_distill(
     as_json: bool,
 ) -> None:
     from densekd import runs
-    from densekd.runs.execute import Quiet, resolve
-
-    changes = dotted(overrides)
-    if dry_run:
-        _dry_run(kind, resolve(recipe, seed, changes))
-        return
-    call = runs.train if kind == "train" else runs.distill
-    watch = Quiet() if quiet else Watch()
-    resumable = f"densekd {shlex.join([kind, recipe, *(overrides or [])])}"
-    where = f" --out {shlex.quote(str(out))}" if out else ""
-    seeded = f" --seed {seed}" if seed is not None else ""
+    from densekd.config import load_recipe
+    from densekd.runs.execute import folder_of
     from densekd.training.signals import Interrupted
 
+    resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
+    folder = folder_of(recipe, resolved, out, resume)
+    if dry_run:
+        _dry_run(kind, resolved, quiet, as_json)
+        return
+    call = runs.train if kind == "train" else runs.distill
+    again = [kind, recipe, *(overrides or [])]
+    again += [] if out is None else ["--out", str(out)]
+    again += [] if seed is None else ["--seed", str(seed)]
     try:
-        if isinstance(watch, Watch):
-            with watch:
-                run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **changes)  # type: ignore[arg-type]
-        else:
-            run = call(recipe, out=out, seed=seed, resume=resume, force=force, progress=watch, **changes)
-    except Interrupted:
-        complain(f"go on with: {resumable}{where}{seeded} --resume")
+        with _watching(quiet) as watch:
+            run = call(resolved, out=folder, resume=resume, force=force, progress=watch)
+    except (Interrupted, KeyboardInterrupt):
+        if (folder / "record.json").is_file():
+            complain(f"go on with: densekd {shlex.join(again)} --resume")
         raise
-    _print_result(run, as_json)
+    _print_result(run, quiet, as_json)
 
 
-def _dry_run(kind: str, recipe: Any) -> None:
+def _dry_run(kind: str, recipe: Recipe, quiet: bool, as_json: bool) -> None:
     from densekd.config import dump_recipe
     from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
-    from densekd.runs.execute import total_steps
+    from densekd.runs.length import total_steps
 
     if kind == "distill":
         require_teacher(recipe)
-    parts = assemble(recipe)
-    if kind == "distill":
-        build_distiller(parts, build_teacher(parts))
+    with _watching(quiet) as watch:
+        parts = assemble(recipe, watch=watch.checking)
+        if kind == "distill":
+            build_distiller(parts, build_teacher(parts))
+    steps = total_steps(recipe, len(parts.data.train))
+    if as_json:
+        sys.stdout.write(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    else:
+        sys.stdout.write(dump_recipe(recipe))
+    if quiet:
+        return
     for notice in parts.notices:
         complain(notice)
-    sys.stdout.write(dump_recipe(recipe))
     complain(
         f"dry run: {len(parts.data.train)} training and {len(parts.data.val)} validation images, "
-        f"{total_steps(recipe, len(parts.data.train))} steps; nothing was trained or written"
+        f"{steps} steps; nothing was trained or written"
     )
 
 
-def _print_result(run: Run, as_json: bool) -> None:
+def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
     from densekd.records import dump
 
     record = run.record
     if as_json:
-        import json
-
         sys.stdout.write(json.dumps(dump(record), indent=2) + "\n")
         return
     rows: list[dict[str, Any]] = []
@@ -147,7 +158,8 @@ def _print_result(run: Run, as_json: bool) -> None:
                 }
             )
     table(rows, title=f"{run.path}: {record.method}, seed {record.seed}")
-    complain(f"student: {run.path / 'student.safetensors'} (best on {record.split})")
+    if not quiet:
+        complain(f"student: {run.path / 'student.safetensors'} (best on {record.split})")
 
 
 @guarded
@@ -159,19 +171,24 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check a distillation before it runs: taps, terms, gradients, the teacher's score, time, memory, disk."""
+    from densekd.config import load_recipe
     from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
-    from densekd.runs.execute import Quiet, resolve, total_steps
+    from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
 
-    resolved = resolve(recipe, seed, dotted(overrides))
+    resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
     require_teacher(resolved)
-    watch: Any = Quiet() if quiet else Watch()
-    parts = assemble(resolved, watch=watch.checking)
-    teacher = build_teacher(parts)
-    distiller = build_distiller(parts, teacher)
-    readiness = check_readiness(parts, distiller, teacher, steps=total_steps(resolved, len(parts.data.train)))
+    with _watching(quiet) as watch:
+        parts = assemble(resolved, watch=watch.checking)
+        steps = total_steps(resolved, len(parts.data.train))
+        teacher = build_teacher(parts)
+        distiller = build_distiller(parts, teacher)
+        readiness = check_readiness(parts, distiller, teacher, steps=steps, watch=watch.examining)
     if not quiet:
-        for notice in parts.notices:
+        for notice in [*parts.notices, *readiness.notices]:
             complain(notice)
-    table(readiness.rows(), as_json=as_json, title="pre-flight")
+    if as_json:
+        sys.stdout.write(json.dumps(readiness.as_dict(), indent=2) + "\n")
+    else:
+        table(readiness.rows(), title="pre-flight")
     readiness.raise_if_failed("stop")

@@ -11,7 +11,7 @@ from densekd import files
 from densekd.config import Recipe, dump_recipe, load_recipe, recipe_digest
 from densekd.errors import RunError
 from densekd.models.build import build_model
-from densekd.models.specs import CheckpointSpec
+from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
 
 _OWN = {"recipe.yaml", "record.json", "log.csv", "checkpoints", "student.safetensors", "report.html"}
@@ -42,11 +42,19 @@ class Run:
         try:
             return RunRecord.model_validate(files.read_json(self.path / "record.json"))
         except ValidationError as error:
-            raise RunError(f"{self.path / 'record.json'}: not a record of schema 1: {error}") from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            raise RunError(f"{self.path / 'record.json'}: not a record of schema 1: {where}: {first['msg']}") from None
 
     @property
     def recipe(self) -> Recipe:
-        """The run's resolved recipe."""
+        """The run's resolved recipe.
+
+        Raises:
+            RunError, ConfigError: it is missing or not valid.
+        """
+        if not (self.path / "recipe.yaml").is_file():
+            raise RunError(f"{self.path}: holds no recipe.yaml")
         return load_recipe(self.path / "recipe.yaml")
 
     @property
@@ -67,72 +75,88 @@ class Run:
         if scores is None:
             raise RunError(f"{self.path}: no student was evaluated yet; the run's status is {self.record.status!r}")
         outputs = 1 if recipe.task.binary else len(scores.iou)
-        spec = recipe.student.model_copy(
-            update={"checkpoint": CheckpointSpec(path=str(self.weights)), "encoder_checkpoint": None}
-        )
-        return build_model(spec, outputs, notices=[]).eval()
+        return build_model(self.student_spec, outputs, notices=[]).eval()
+
+    @property
+    def student_spec(self) -> ModelSpec:
+        """The best student as a part of a recipe: the recipe's network with `student.safetensors` as its weights.
+
+        Raises:
+            RunError: there are none yet.
+        """
+        weights = CheckpointSpec(path=str(self.weights.absolute()))
+        return self.recipe.student.model_copy(update={"checkpoint": weights, "encoder_checkpoint": None})
 
 
-def open_folder(path: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
-    """Make the folder of a run, or take up an interrupted one. Returns whether there is something to resume.
+def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force: bool) -> bool:
+    """Whether the folder can be used as asked; nothing is changed. Returns whether a run is taken up again.
+
+    Args:
+        method: what the run will record as its method.
 
     Raises:
-        RunError: the folder exists and neither `resume` nor `force` was asked, or its recipe differs.
+        RunError: the folder holds anything and neither `resume` nor `force` was asked; `force`, and it is no run's or
+            holds other files too; `resume`, and there is no run, or one of another recipe or method.
     """
     if resume:
-        return _resumable(path, recipe)
-    if not force:
-        refuse_existing(path)
-    elif path.exists():
-        _clear(path)
-    path.mkdir(parents=True, exist_ok=True)
-    files.write_text(path / "recipe.yaml", dump_recipe(recipe))
-    return False
-
-
-def refuse_existing(path: Path) -> None:
-    """Refuse a folder that holds anything.
-
-    Raises:
-        RunError: it does.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        _require_same(path, recipe, method)
+        return True
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path}: a file; choose a folder with --out")
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if names and not force:
         raise RunError(
             f"{path}: exists; it is never overwritten unasked. Use --resume to go on with it, --force to "
             "start it again, or --out for another folder"
         )
-
-
-def _clear(path: Path) -> None:
-    files.sweep_temporaries(path)
-    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN)
+    strange = sorted(name for name in names if name not in _OWN and not name.startswith("."))
     if strange:
         raise RunError(f"{path}: holds files that are not a run's ({', '.join(strange[:5])}); --force leaves it alone")
-    files.remove_folder(path)
+    if names and not names & {"recipe.yaml", "record.json"}:
+        raise RunError(f"{path}: holds no recipe.yaml, so it is no run; --force leaves it alone")
+    return False
 
 
-def _resumable(path: Path, recipe: Recipe) -> bool:
+def start_folder(path: Path, recipe: Recipe) -> None:
+    """Remove an earlier run's files and begin with the resolved recipe. `check_folder` came first."""
+    for name in (*sorted(_OWN - {"recipe.yaml"}), "recipe.yaml"):  # the recipe last: it marks the folder as a run's
+        entry = path / name
+        if entry.is_dir():
+            files.remove_folder(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    files.sweep_temporaries(path)
+    files.write_text(path / "recipe.yaml", dump_recipe(recipe))
+
+
+def _require_same(path: Path, recipe: Recipe, method: str) -> None:
     saved = path / "recipe.yaml"
     if not saved.is_file():
         raise RunError(f"{path}: nothing to resume: it holds no recipe.yaml")
+    command = f"densekd {'train' if method == 'none' else 'distill'} {path} --resume"
     before = load_recipe(saved)
     if recipe_digest(before) != recipe_digest(recipe):
         raise RunError(
             f"{path}: its recipe differs from the one asked for ({', '.join(differences(before, recipe))}). "
-            f"A resume goes on with the same recipe: `densekd distill {saved} --out {path} --resume`"
+            f"A resume goes on with the same recipe: `{command}`"
         )
-    return True
+    if (path / "record.json").is_file():
+        begun = Run.load(path).record.method
+        if begun != method:
+            raise RunError(f"{path}: began with method {begun!r} and cannot go on with {method!r}")
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
     """Keys whose values differ, as `key: old -> new` (the first five)."""
 
     def flat(value: object, prefix: str = "") -> dict[str, object]:
+        if isinstance(value, list | tuple) and any(isinstance(entry, dict) for entry in value):
+            value = {str(place): entry for place, entry in enumerate(value)}
         if isinstance(value, dict):
             return {k: v for key, sub in value.items() for k, v in flat(sub, f"{prefix}{key}.").items()}
         return {prefix.rstrip("."): value}
 
     old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5]]
-
+    changed = [key for key in [*old, *(key for key in new if key not in old)] if old.get(key) != new.get(key)]
+    more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5]] + more

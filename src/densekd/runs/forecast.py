@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from densekd.config import Recipe
 from densekd.distiller import Distiller
 from densekd.evaluate import autocast, confusion, some_of
 from densekd.runs.assemble import Parts
+from densekd.runs.memory import peak_bytes, reset_peak
 from densekd.taps import preserved
 from densekd.teacher import Batch
 from densekd.training.batcher import Batcher
@@ -45,7 +44,7 @@ class Forecast:
         total_seconds: the whole run: steps (loading beside computing where there are workers), evaluations, and the
             further splits at the end.
         peak_memory_bytes: CUDA: highest allocation in the steps, and the optimiser's state; CPU: highest resident
-            memory of this process so far, and the optimiser's state.
+            memory of this process, and the optimiser's state.
         disk_bytes: four checkpoints (the last two, the best, the one being written) and the student twice.
         disk_free_bytes: free where the run's folder will be.
     """
@@ -121,13 +120,11 @@ def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -
         with autocast(parts.device, parts.recipe.runtime.precision):
             distiller.source.maps(Batch((_for_teacher(distiller, image),), {}))
 
-    cuda = parts.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(parts.device)
+    reset_peak(parts.device)
     with preserved(distiller, distiller.teacher), _gradients_kept(distiller):
         objective.train()
         seconds = _median_seconds(step, parts.device)
-        peak = torch.cuda.max_memory_allocated(parts.device) if cuda else _peak_resident_bytes()
+        peak = peak_bytes(parts.device) or 0
         teacher = _median_seconds(teach, parts.device)
     return seconds, min(teacher, seconds), peak
 
@@ -203,8 +200,3 @@ def _disk_bytes(distiller: Distiller, recipe: Recipe, optimizer_bytes: int) -> i
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _peak_resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -27,9 +27,8 @@ def score_run(
     Raises:
         RunError: the run has no student yet, or no split of that name.
     """
-    weights = run.weights
-    plain = {"student.checkpoint": str(weights), "student.encoder_checkpoint": None}
-    parts = assemble(load_recipe(run.path / "recipe.yaml", {**(overrides or {}), **plain}))
+    best = {"student": run.student_spec.model_dump(mode="json")}
+    parts = assemble(load_recipe(run.path / "recipe.yaml", {**(overrides or {}), **best}))
     splits = {"val": parts.data.val, "train": parts.data.train, **parts.data.extra}
     if split not in splits:
         raise RunError(f"--split {split!r}: no such split{nearest(split, splits)}; there are {', '.join(splits)}")

@@ -165,7 +165,7 @@ class _Examiner:
 
         meter = confusion(
             self.network,
-            self.items if items is None else items,  # type: ignore[arg-type]
+            self.items if items is None else items,
             self.task,
             device=self.device,
             batch_size=self.batch_size,

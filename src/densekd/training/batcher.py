@@ -8,11 +8,11 @@ epochs, so that no image is dropped. A resume starts the stream in the middle: t
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from densekd.data.keyed import keyed_seed
 
@@ -48,17 +48,26 @@ class _Positions(Sampler[list[tuple[int, int]]]):
             yield keys
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the step in flight still needs its workers.
+def leave_signals_to_the_main_process(_worker: int) -> None:
+    """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
+
+    They end when the main process closes their queue or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class View(Protocol):
+    """Training images by (epoch, index), as of `densekd.data.views.TrainView`."""
+
+    def __getitem__(self, key: tuple[int, int], /) -> Mapping[str, Any]: ...
 
 
 class Batcher:
     """Iterates over training batches from any micro-batch on.
 
     Args:
-        view: data set whose `view[(epoch, index)]` gives a dict of tensors (see `densekd.data.views.TrainView`).
+        view: data set whose `view[(epoch, index)]` gives a dict of tensors.
         size: number of training images.
         batch_size: images per micro-batch and rank.
         seed: the run's seed.
@@ -67,7 +76,7 @@ class Batcher:
 
     def __init__(
         self,
-        view: Dataset[dict[str, Any]],
+        view: View,
         size: int,
         batch_size: int,
         seed: int,
@@ -84,10 +93,10 @@ class Batcher:
         """Micro-batches `first` .. `last - 1`, each a dict of stacked tensors."""
         sampler = _Positions(self.size, self.batch_size, self.seed, first, last, self.rank, self.world)
         loader: DataLoader[dict[str, Any]] = DataLoader(
-            self.view,
+            self.view,  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=self.workers,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
             pin_memory=self.pin_memory,
             # The loader draws a base seed for its workers: from here, not from the global generator.
             generator=torch.Generator().manual_seed(0),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,7 +27,13 @@ class Position:
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
     skipped_steps: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """The newest checkpoint that can be used, and why newer ones cannot."""
+
+    path: Path | None
+    damage: list[str]
 
 
 def _optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -43,14 +49,21 @@ def _optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.
     return tensors, {"param_groups": state["param_groups"], "plain": plain}
 
 
-def _optimizer_state(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> dict[str, Any]:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     for index, entries in meta["plain"].items():
         state.setdefault(int(index), {}).update(entries)
-    return {"state": state, "param_groups": meta["param_groups"]}
+    groups = [{**group, **{k: tuple(v) for k, v in group.items() if k == "betas"}} for group in meta["param_groups"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # The file is contiguous; torch made these tensors in the layout of their parameter, and a sum may round
+    # differently in another one.
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if key != "step" and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 class Checkpointer:
@@ -89,34 +102,35 @@ class Checkpointer:
         return path
 
     def _drop_old(self, position: Position) -> None:
-        kept = {path.name for path in sorted(self.folder.glob("step-*"))[-self.keep :]}
+        # Checkpoints of later steps are what a resume passed over as damaged: those steps are taken again.
+        present = self.path(position.taken).name
+        kept = {path.name for path in self._all() if path.name <= present}
+        kept = set(sorted(kept)[-self.keep :])
         if position.best is not None:
             kept.add(self.path(int(position.best["step"])).name)
-        for path in self.folder.glob("step-*"):
+        for path in self._all():
             if path.name not in kept:
                 files.remove_folder(path)
 
-    def latest(self) -> Path | None:
-        """The newest undamaged checkpoint, or None when there is no checkpoint at all.
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def latest(self) -> Found:
+        """The newest undamaged checkpoint; its path is None when there is no checkpoint at all.
 
         Raises:
             CheckpointError: there are checkpoints and every one is damaged.
         """
         files.sweep_temporaries(self.folder)
-        found = sorted(self.folder.glob("step-*"), reverse=True)
-        reasons = []
-        for path in found:
+        reasons: list[str] = []
+        for path in reversed(self._all()):
             reason = self.damage(path)
             if reason is None:
-                self.passed_over = reasons
-                return path
+                return Found(path, reasons)
             reasons.append(reason)
-        self.passed_over = reasons
         if reasons:
-            raise CheckpointError("no checkpoint can be used: " + "; ".join(reasons))
-        return None
-
-    passed_over: list[str] = []  # noqa: RUF012 - replaced, never changed in place
+            raise CheckpointError(f"no checkpoint can be used: {'; '.join(reasons)}; --force starts again")
+        return Found(None, [])
 
     @staticmethod
     def damage(path: Path) -> str | None:
@@ -126,7 +140,9 @@ class Checkpointer:
             for name, expected in sums.items():
                 if files.sha256_file(path / name) != expected:
                     return f"{path / name}: its checksum differs from the one recorded"
-        except (CheckpointError, OSError, AttributeError) as error:
+        except CheckpointError as error:
+            return str(error)
+        except (OSError, AttributeError, TypeError) as error:
             return f"{path}: {error}"
         return None
 
@@ -141,7 +157,12 @@ class Checkpointer:
             _load(stepper.average, path / "average.safetensors")
         tensors = files.read_tensors(path / "optimizer.safetensors")
         meta = files.read_json(path / "optimizer.json")
-        _plain_optimizer(stepper.optimizer).load_state_dict(_optimizer_state(tensors, meta))
+        try:
+            _load_optimizer(_plain_optimizer(stepper.optimizer), tensors, meta)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path / 'optimizer.json'}: does not fit the networks of this recipe: {error}"
+            ) from None
         scaler = stepper.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(files.read_json(path / "scaler.json"))
@@ -152,8 +173,7 @@ class Checkpointer:
 
 def _plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     # AcceleratedOptimizer holds the torch optimiser as `.optimizer`.
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return inner
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _load(module: nn.Module, path: Path) -> None:

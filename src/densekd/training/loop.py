@@ -44,6 +44,8 @@ class Loop:
     evaluate: Evaluate
     progress: Progress
     signals: StopSignals
+    _saved: tuple[int, bool] | None = None
+    """Steps and evaluation of the newest checkpoint: it need not be written again."""
 
     def run(self, position: Position) -> Position:
         """Train from `position` to the last step.
@@ -54,6 +56,7 @@ class Loop:
         """
         micro = self.spec.accumulate
         batches = self.batcher.batches(position.taken * micro, self.steps * micro)
+        self._saved = (position.taken, position.evaluated) if position.taken else None
         while True:
             if self._evaluation_due(position):
                 self._evaluate(position)
@@ -62,7 +65,7 @@ class Loop:
                 self._save(position)
             if position.taken == self.steps:
                 return position
-            self._leave_if_asked(position)
+            self.leave_if_asked(position)
             result = self.stepper.step(position.taken, batches)
             position.taken += 1
             position.evaluated = False
@@ -78,7 +81,7 @@ class Loop:
 
     def _evaluate(self, position: Position) -> None:
         def watch(done: int, images: int) -> None:
-            self._leave_if_asked(position)
+            self.leave_if_asked(position)
             self.progress.evaluating(done, images)
 
         scores = self.evaluate(watch)
@@ -92,11 +95,19 @@ class Loop:
         self.progress.evaluated(position.taken, scores, best)
 
     def _save(self, position: Position) -> None:
+        if self._saved == (position.taken, position.evaluated):
+            return
         self.recorder.write_log()
         self.checkpointer.save(self.stepper, position)
+        self._saved = (position.taken, position.evaluated)
         self.recorder.update(**scores_of(position))
 
-    def _leave_if_asked(self, position: Position) -> None:
+    def leave_if_asked(self, position: Position) -> None:
+        """Save and leave when a signal came.
+
+        Raises:
+            Interrupted: one did.
+        """
         if self.signals.asked is None:
             return
         self._save(position)

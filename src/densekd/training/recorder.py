@@ -14,8 +14,8 @@ from densekd.errors import CheckpointError
 from densekd.records import RunRecord, dump
 from densekd.training.stepper import StepResult
 
-FIXED = ("step", "loss")
 TIMES = ("seconds", "data_wait")
+"""Columns of `log.csv` that differ from run to run; all others are equal, bit for bit, for equal runs."""
 _FLUSH_SECONDS = 20.0
 
 
@@ -38,14 +38,20 @@ class Recorder:
         return self.folder / "log.csv"
 
     def resume_at(self, step: int) -> None:
-        """Read the log of the interrupted run up to `step`."""
-        if step == 0:
+        """Read the log of the interrupted run up to `step`.
+
+        Raises:
+            CheckpointError: rows that must be there are not, or cannot be read.
+        """
+        if step < self.log_every:
             return
         try:
-            text = self.log_path.read_text(encoding="utf-8")
+            rows = list(csv.DictReader(io.StringIO(self.log_path.read_text(encoding="utf-8"))))
+            self.rows = [row for row in rows if int(row["step"]) <= step and float(row["seconds"]) >= 0]
         except FileNotFoundError:
             raise CheckpointError(f"{self.log_path}: no such file, but a checkpoint at step {step} exists") from None
-        self.rows = [row for row in csv.DictReader(io.StringIO(text)) if int(row["step"]) <= step]
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.log_path}: not the log of a run ({type(error).__name__}: {error})") from None
 
     def log(self, taken: int, result: StepResult) -> None:
         """Add the row of the step that brought the count to `taken`."""

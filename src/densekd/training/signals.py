@@ -13,7 +13,10 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(DensekdError):  # noqa: N818 - not an error: what the user asked for
-    """The user or the system asked the run to stop; everything is saved. `exit_code` is 130 or 143."""
+    """The user or the system asked the run to stop; everything is saved.
+
+    `exit_code` is 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -2,92 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from densekd.spec import Spec
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerSpec(Spec):
     """SGD with momentum or AdamW; every parameter group, adapters included, follows the schedule."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
-    lr: PositiveFloat = Field(0.01, description="peak learning rate")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    name: Literal["sgd", "adamw"] = Field(default="sgd", description="optimiser")
+    lr: PositiveFloat = Field(default=0.01, description="peak learning rate")
+    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="AdamW's betas")
     decay_norms_and_biases: bool = Field(
-        True, description="whether one-dimensional parameters (norm layers, biases) get weight decay too"
+        default=True, description="whether one-dimensional parameters (norm layers, biases) get weight decay too"
     )
     encoder_lr_factor: PositiveFloat = Field(
-        1.0, description="learning rate of a pretrained `encoder` or `backbone` as a multiple of `lr`"
+        default=1.0, description="learning rate of a pretrained `encoder` or `backbone` as a multiple of `lr`"
     )
 
 
 class ScheduleSpec(Spec):
     """The learning rate over the steps, as a factor of `lr`."""
 
-    name: Literal["poly", "onecycle", "constant"] = Field("poly", description="shape of the schedule")
-    power: PositiveFloat = Field(0.9, description="poly: factor = (1 - step/steps)**power")
-    warmup_steps: int = Field(0, ge=0, description="poly, constant: linear warm-up from `warmup_factor`")
-    warmup_factor: float = Field(0.1, gt=0, le=1, description="factor of the first warm-up step")
-    pct_start: float = Field(0.3, gt=0, lt=1, description="onecycle: share of the steps spent rising")
-    div_factor: PositiveFloat = Field(25.0, description="onecycle: first factor is 1/div_factor")
-    final_div_factor: PositiveFloat = Field(1e4, description="onecycle: last factor is 1/(div*final_div)")
+    name: Literal["poly", "onecycle", "constant"] = Field(default="poly", description="shape of the schedule")
+    power: PositiveFloat = Field(default=0.9, description="poly: factor = (1 - step/steps)**power")
+    warmup_steps: int = Field(default=0, ge=0, description="poly, constant: linear warm-up from `warmup_factor`")
+    warmup_factor: float = Field(default=0.1, gt=0, le=1, description="factor of the first warm-up step")
+    pct_start: float = Field(default=0.3, gt=0, lt=1, description="onecycle: share of the steps spent rising")
+    div_factor: PositiveFloat = Field(default=25.0, description="onecycle: first factor is 1/div_factor")
+    final_div_factor: PositiveFloat = Field(default=1e4, description="onecycle: last factor is 1/(div*final_div)")
+
+    @model_validator(mode="after")
+    def _one_rise(self) -> ScheduleSpec:
+        if self.name == "onecycle" and self.warmup_steps:
+            raise ValueError("warmup_steps belongs to poly and constant; onecycle rises over `pct_start` of the steps")
+        return self
 
 
 class TermSpec(Spec):
     """One distillation loss between a tap of the student and a tap of the teacher."""
 
-    method: str = Field("channelwise", description="loss by its name (see `densekd list methods`)")
-    student: str = Field("logits", description="tap of the student: `logits`, `output` or a module path")
-    teacher: str = Field("logits", description="tap of the teacher")
-    weight: float = Field(3.0, ge=0, description="weight of the term in the total loss")
-    name: str | None = Field(None, description="name in logs; default `method:tap`")
+    method: str = Field(default="channelwise", description="loss by its name (see `densekd list methods`)")
+    student: str = Field(default="logits", description="tap of the student: `logits`, `output` or a module path")
+    teacher: str = Field(default="logits", description="tap of the teacher")
+    weight: float = Field(default=3.0, ge=0, description="weight of the term in the total loss")
+    name: str | None = Field(default=None, description="name in logs; default `method:tap`")
     options: dict[str, float | int | bool | str | None] = Field(
         default_factory=dict, description="options of the loss, for instance {temperature: 4.0}"
     )
-    warmup_steps: int = Field(0, ge=0, description="the weight rises linearly from 0 over these steps")
+    warmup_steps: int = Field(default=0, ge=0, description="the weight rises linearly from 0 over these steps")
     decay: Literal["none", "linear", "cosine"] = Field(
-        "none", description="the weight falls to 0 at `end_step` (or the last step)"
+        default="none", description="the weight falls to 0 at `end_step` (or the last step)"
     )
-    end_step: PositiveInt | None = Field(None, description="the term ends at this step; null: never")
+    end_step: PositiveInt | None = Field(default=None, description="the term ends at this step; null: never")
 
 
 class TrainSpec(Spec):
     """Length, batch, optimiser, schedule, and how often to look, save and log."""
 
-    steps: PositiveInt | None = Field(None, description="optimiser steps; give this or `epochs`")
-    epochs: PositiveFloat | None = Field(None, description="passes over the training images; rounded up to steps")
-    batch_size: PositiveInt = Field(8, description="images a step (per micro-batch and device)")
-    accumulate: PositiveInt = Field(1, description="micro-batches whose gradients are averaged into one step")
+    steps: PositiveInt | None = Field(default=None, description="optimiser steps; give this or `epochs`")
+    epochs: PositiveFloat | None = Field(
+        default=None, description="passes over the training images; rounded up to steps"
+    )
+    batch_size: PositiveInt = Field(default=8, description="images a step (per micro-batch and device)")
+    accumulate: PositiveInt = Field(default=1, description="micro-batches whose gradients are averaged into one step")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="optimiser")
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec, description="learning-rate schedule")
-    clip_norm: PositiveFloat | None = Field(None, description="largest L2 norm of the whole gradient; null: no limit")
+    clip_norm: PositiveFloat | None = Field(
+        default=None, description="largest L2 norm of the whole gradient; null: no limit"
+    )
     ema_decay: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         description="decay of an exponential moving average of the student, evaluated and shipped",
     )
-    evaluate_every: PositiveInt | None = Field(None, description="steps between evaluations; null: at the end only")
-    evaluate_batch_size: PositiveInt = Field(8, description="images a batch in evaluation")
-    checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints; evaluations save one too")
-    log_every: PositiveInt = Field(1, description="steps between rows of log.csv")
+    evaluate_every: PositiveInt | None = Field(
+        default=None, description="steps between evaluations; null: at the end only"
+    )
+    evaluate_batch_size: PositiveInt = Field(default=8, description="images a batch in evaluation")
+    checkpoint_every: PositiveInt = Field(
+        default=200, description="steps between checkpoints; evaluations save one too"
+    )
+    log_every: PositiveInt = Field(default=1, description="steps between rows of log.csv")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of `steps` and `epochs`")
+            raise ValueError("give exactly one of `steps` and `epochs`, and null for the other")
         return self
 
 
 class RuntimeSpec(Spec):
     """Where and how the run computes; no value here may change what is learned beyond rounding."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: CUDA when there is one")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast precision")
-    workers: int = Field(0, ge=0, description="processes that load data; 0: the main process")
-    threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: torch's own choice")
-    channels_last: bool = Field(True, description="memory layout of student, teacher and images")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device; auto: CUDA when there is one")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="autocast precision")
+    workers: int = Field(default=0, ge=0, description="processes that load data; 0: the main process")
+    threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null: torch's own choice")
+    channels_last: bool = Field(default=True, description="memory layout of student, teacher and images")

@@ -63,12 +63,11 @@ class Stepper:
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.spec, self.terms, self.steps, self.seed = spec, list(terms), steps, seed
         self.channels_last = channels_last
-        self.plain: Objective = accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
+        self.plain: Objective = accelerator.unwrap_model(objective)
         self.average: AveragedModel | None = None
         if spec.ema_decay is not None:
-            update = get_ema_multi_avg_fn(spec.ema_decay)
+            update = get_ema_multi_avg_fn(spec.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.plain.student, multi_avg_fn=update, use_buffers=True)
-        self.skipped_steps = 0
 
     @property
     def shipped(self) -> nn.Module:
@@ -79,7 +78,7 @@ class Stepper:
         """Take step `number` (counted from 0) with the next `accumulate` micro-batches.
 
         Raises:
-            NonFiniteError: a loss part or the gradient is NaN or infinite; nothing was updated.
+            NonFiniteError: a loss part or the gradient is NaN or infinite; no weight was changed.
         """
         begin, waited = time.perf_counter(), 0.0
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
@@ -98,7 +97,6 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         skipped = bool(self.accelerator.optimizer_step_was_skipped)
-        self.skipped_steps += skipped
         if self.average is not None and not skipped:
             self.average.update_parameters(self.plain.student)
         means = {name: sum(float(part[name]) for part in collected) / count for name in collected[0]}
@@ -119,25 +117,35 @@ class Stepper:
         return values
 
     def _clip(self, number: int) -> float | None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if self.spec.clip_norm is None:
+        """Clip the gradient; its L2 norm before that. None where a loss scaler hides it and nobody needs it.
+
+        Raises:
+            NonFiniteError: it is not finite (with a loss scaler that is the scaler's business: it skips the step).
+        """
+        limit, scaler = self.spec.clip_norm, self.accelerator.scaler
+        if scaler is not None and limit is None:
             return None
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.spec.clip_norm)
-        value = float(norm) if norm is not None else float("nan")
-        # With a loss scaler an overflow is the scaler's business: it skips the step and halves the scale.
-        if scaler is None and not torch.isfinite(torch.tensor(value)):
-            raise NonFiniteError(
-                f"step {number}: the gradient is not finite (its norm is {value}); nothing was updated"
-            )
-        return value
+        self.accelerator.unscale_gradients(self.optimizer)
+        named = [(name, p, p.grad) for name, p in self.plain.named_parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([gradient for _, _, gradient in named])
+        if scaler is None and not bool(torch.isfinite(norm)):
+            bad = [name for name, _, gradient in named if not bool(torch.isfinite(gradient).all())]
+            where = f"of {', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}" if bad else "as a whole"
+            raise NonFiniteError(f"step {number + 1}: the gradient {where} is not finite; {_KEPT}")
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_([parameter for _, parameter, _ in named], limit, norm)
+        return float(norm)
+
+
+_KEPT = (
+    "no weight was changed and the last checkpoint is good. Lower train.optimizer.lr or the weight of a term, or set "
+    "train.clip_norm"
+)
 
 
 def _require_finite(values: Mapping[str, Tensor], number: int) -> None:
-    flags = torch.stack([torch.isfinite(value.detach().float()).all() for value in values.values()])
-    if bool(flags.all()):
+    """Refuse values that are NaN or infinite, by name; "" is the total. `number` counts from 0, the message from 1."""
+    if bool(torch.stack([torch.isfinite(value.detach().float()) for value in values.values()]).all()):
         return
-    bad = [f"{name or 'total'} = {float(value)}" for name, value in values.items() if not torch.isfinite(value).all()]
-    raise NonFiniteError(
-        f"step {number}: not finite: {', '.join(bad)}; nothing was updated and the last checkpoint is good. "
-        "Lower train.optimizer.lr or the term's weight, or set train.clip_norm"
-    )
+    bad = [f"{name or 'total'} = {float(value)}" for name, value in values.items() if not torch.isfinite(value)]
+    raise NonFiniteError(f"step {number + 1}: not finite: {', '.join(bad)}; {_KEPT}")

@@ -1,0 +1,74 @@
+"""From a name, a file or a mapping to a validated recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from densekd.config.messages import lines
+from densekd.config.read import override, plain, read_recipe
+from densekd.config.recipe import Recipe
+from densekd.errors import ConfigError
+from densekd.files import sha256
+
+
+def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Raises:
+        ConfigError: one line per mistake, each naming the key, with the nearest known key for an unknown one.
+    """
+    raw = read_recipe(name)
+    for key, value in (overrides or {}).items():
+        override(raw, key, plain(value))
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(lines(error))) from None
+    return _with_absolute_paths(recipe)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every key, so that it stays the same when defaults change."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of the resolved recipe's canonical JSON."""
+    return sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode())
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe."""
+    return Recipe.model_json_schema()
+
+
+def _absolute(path: str, key: str) -> str:
+    try:
+        return str(Path(path).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a zero byte
+        raise ConfigError(f"recipe: {key}: {path!r} is no path ({error})") from None
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Paths made absolute, so that the saved recipe means the same files wherever it is run."""
+    raw = recipe.model_dump(mode="python")
+    for role in ("student", "teacher"):
+        network = raw.get(role)
+        if network is None:
+            continue
+        for key in ("checkpoint", "encoder_checkpoint"):
+            if network[key] is not None:
+                network[key]["path"] = _absolute(network[key]["path"], f"{role}.{key}.path")
+        file, colon, function = network["model"].rpartition(":")
+        if colon and file.endswith(".py"):
+            network["model"] = f"{_absolute(file, f'{role}.model')}:{function}"
+    data = raw["data"]
+    if data.get("root"):
+        data["root"] = _absolute(data["root"], "data.root")
+    return Recipe.model_validate(raw)

@@ -1,0 +1,91 @@
+"""What pydantic found wrong with a recipe, in the user's words: one line per mistake, each naming its key."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from densekd.config.recipe import Recipe
+from densekd.errors import nearest
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
+        for argument in typing.get_args(annotation):
+            yield from _models_in(argument)
+
+
+def _walk(location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """A location of pydantic as the user writes it, and the models that its last part may belong to.
+
+    Pydantic adds the tag of a union (`data.folder.root`): it chooses among the models, and is no key.
+    """
+    here: list[type[BaseModel]] = [Recipe]
+    owners, shown = here, list[str]()
+    for place, part in enumerate(location):
+        tagged = [
+            m for m in here if len(here) > 1 and "name" in m.model_fields and m.model_fields["name"].default == part
+        ]
+        if tagged and place < len(location) - 1:
+            here = tagged
+            continue
+        shown.append(str(part))
+        owners = here
+        fields = [model.model_fields[part] for model in here if part in model.model_fields]
+        if not isinstance(part, int):
+            here = [m for field in fields for m in _models_in(field.annotation)]
+    return _without_tags(shown), owners
+
+
+_SCALARS = {"float", "int", "bool", "str"}
+
+
+def _without_tags(shown: list[str]) -> list[str]:
+    """Without what pydantic adds for a value of several types: `temperature.float`, `class_weights.dict[...]`."""
+    keys = [part for part in shown if "[" not in part]
+    return keys[:-1] if len(keys) > 2 and keys[-1] in _SCALARS else keys
+
+
+def lines(error: ValidationError) -> Iterator[str]:
+    """A line per mistake; an unknown key comes with the nearest known one."""
+    told: set[str] = set()
+    for problem in error.errors():
+        shown, owners = _walk(problem["loc"])
+        key = ".".join(shown) or "recipe"
+        if key in told:
+            continue  # each type that a value may have has its own complaint
+        told.add(key)
+        if problem["type"] == "extra_forbidden":
+            known = sorted({name for model in owners for name in model.model_fields})
+            yield f"recipe: unknown key {key!r}{nearest(shown[-1], known)}"
+        elif problem["type"] == "missing":
+            yield f"recipe: key {key!r} is missing"
+        else:
+            yield f"recipe: {key}: {_reason(problem)}"
+
+
+def _reason(problem: ErrorDetails) -> str:
+    if problem["type"] in {"model_type", "model_attributes_type", "dict_type"}:
+        message = "expected a mapping of keys to values"
+    elif problem["type"] == "union_tag_not_found":
+        return "key 'name' is missing: folder or scenes"
+    else:
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+    value = problem["input"]
+    # A rule about several keys has all of them as its input: its message says enough.
+    if (
+        "got " in message
+        or problem["type"] == "union_tag_invalid"
+        or (problem["type"] == "value_error" and isinstance(value, dict))
+    ):
+        return message
+    shown = repr(value)
+    return f"{message}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"

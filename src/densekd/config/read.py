@@ -1,0 +1,131 @@
+"""The raw values of a recipe: YAML read strictly, and single keys replaced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from importlib import resources
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from densekd.errors import ConfigError, nearest
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes inside the package and the first comment line of each."""
+    found = {}
+    for entry in sorted(resources.files("densekd").joinpath("recipes").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text(encoding="utf-8").splitlines()[0]
+            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip()
+    return found
+
+
+def _read_text(name: str) -> str:
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"  # a run folder: its resolved recipe
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    known = shipped_recipes()
+    if name in known:
+        return resources.files("densekd").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    raise ConfigError(
+        f"recipe {name!r}: no such file, and no shipped recipe of that name{nearest(name, known)}; "
+        f"shipped: {', '.join(known)}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: a key given twice is a mistake, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot in every float and takes 1e-3 for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def plain(value: Any) -> Any:
+    """A copy in the types that YAML gives: mappings, lists, paths as texts."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The raw values of a recipe: a file, a run folder, the name of a shipped one, or a mapping.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not a YAML mapping.
+    """
+    if isinstance(name, Mapping):
+        return dict(plain(name))
+    try:
+        raw = _yaml(_read_text(str(name)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {name}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"recipe {name}: expected a mapping of keys to values, got {type(raw).__name__}")
+    return raw
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key.path=value` to (key path, value); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key.path=value, for instance train.batch_size=4")
+    try:
+        return key.strip(), _yaml(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"override {key}: {value!r} is not valid YAML; quote it") from None
+
+
+def override(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set `raw["a"]["b"]...` for key "a.b...."; missing mappings are made; list places are numbers.
+
+    Raises:
+        ConfigError: the way leads through a plain value, or to a place that a list does not have.
+    """
+    place: Any = raw
+    *way, last = key.split(".")
+    for depth, part in enumerate(way):
+        here = _place(place, part, key, ".".join(way[:depth]))
+        following = place[here] if isinstance(place, list) else place.get(here)
+        if isinstance(following, str) and part in {"checkpoint", "encoder_checkpoint"}:
+            following = {"path": following}  # the shorthand of a checkpoint, spelled out
+        place[here] = {} if following is None else following
+        place = place[here]
+    place[_place(place, last, key, ".".join(way))] = value
+
+
+def _place(container: Any, part: str, key: str, where: str) -> Any:
+    """The key of a mapping or the index of a list that `part` means."""
+    if isinstance(container, list):
+        if not part.isdecimal() or int(part) >= len(container):
+            raise ConfigError(f"override {key}: {where} is a list of {len(container)}; {part!r} is none of its places")
+        return int(part)
+    if not isinstance(container, dict):
+        raise ConfigError(f"override {key}: {where} is the value {container!r}, not a mapping")
+    number = int(part) if part.isdecimal() else None
+    return number if number in container else part  # ids are whole numbers in YAML

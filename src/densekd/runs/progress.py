@@ -1,0 +1,42 @@
+"""What watches a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from densekd.records import Scores
+from densekd.training.stepper import StepResult
+
+if TYPE_CHECKING:
+    from densekd.runs.readiness import Readiness
+
+
+class Quiet:
+    """Progress that shows nothing; the base of those that do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to take down."""
+
+    def checking(self, done: int, total: int) -> None:
+        """So many files of the data set were checked."""
+
+    def examining(self, done: int, images: int) -> None:
+        """The pre-flight has shown the teacher so many images."""
+
+    def ready(self, readiness: Readiness) -> None:
+        """The pre-flight ended."""
+
+    def step(self, taken: int, steps: int, result: StepResult) -> None:
+        """A step was taken."""
+
+    def evaluating(self, done: int, images: int) -> None:
+        """An evaluation has seen so many images."""
+
+    def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
+        """An evaluation ended."""
+
+    def said(self, line: str) -> None:
+        """A line the user must see."""
