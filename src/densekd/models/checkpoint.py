@@ -47,10 +47,11 @@ def load_checkpoint(
     weights = _renamed(weights, spec, set(expected), ignored, where, notices)
     needed = {name: value for name, value in expected.items() if not ignored(name)}
     _check_tensors(weights, where)
-    counters = _fill_counters(weights, needed)
-    missing, unexpected = needed.keys() - weights.keys(), weights.keys() - needed.keys()
-    if missing or unexpected:
-        raise CheckpointError(explain_misfit(where, list(needed), list(weights)) + _converted(network))
+    counters = _absent_counters(weights, needed)
+    asked = [name for name in needed if name not in counters]
+    if weights.keys() != set(asked):
+        raise CheckpointError(explain_misfit(where, asked, list(weights)) + _converted(network))
+    weights |= {name: torch.zeros_like(needed[name]) for name in counters}
     wrong = {n: (weights[n], needed[n]) for n in needed if weights[n].shape != needed[n].shape}
     if wrong:
         raise CheckpointError(explain_shapes(where, wrong))
@@ -121,13 +122,11 @@ def _check_tensors(weights: dict[str, Any], where: str) -> None:
         )
 
 
-def _fill_counters(weights: dict[str, Any], needed: dict[str, torch.Tensor]) -> int:
-    """Add BatchNorm's step counters where the file has none at all; they matter only without a momentum."""
-    absent = [name for name in needed if name.endswith(_COUNTER)]
-    if not absent or any(name.endswith(_COUNTER) for name in weights):
-        return 0
-    weights.update({name: torch.zeros_like(needed[name]) for name in absent})
-    return len(absent)
+def _absent_counters(weights: dict[str, Any], needed: dict[str, torch.Tensor]) -> list[str]:
+    """BatchNorm's step counters where the file has none at all; they matter only without a momentum."""
+    if any(name.endswith(_COUNTER) for name in weights):
+        return []
+    return [name for name in needed if name.endswith(_COUNTER)]
 
 
 def _check_kinds(weights: dict[str, torch.Tensor], needed: dict[str, torch.Tensor], where: str) -> None:
@@ -139,9 +138,9 @@ def _check_kinds(weights: dict[str, torch.Tensor], needed: dict[str, torch.Tenso
             )
 
 
-def _tell(where: str, counters: int, ignored: _Ignored, notices: list[str] | None) -> None:
+def _tell(where: str, counters: list[str], ignored: _Ignored, notices: list[str] | None) -> None:
     if counters:
-        say(notices, f"{where}: has no {_COUNTER}; {counters} counters of BatchNorm start at 0")
+        say(notices, f"{where}: has no {_COUNTER}; {len(counters)} counters of BatchNorm start at 0")
     idle = [pattern for pattern in ignored.patterns if pattern not in ignored.matched]
     if idle:
         say(notices, f"{where}: nothing matches ignore {', '.join(idle)}")

@@ -53,7 +53,8 @@ def _nested(content: Mapping[Any, Any], prefix: str, depth: int) -> Iterable[tup
     for name, value in content.items():
         if _is_weights(value):
             yield f"{prefix}{name}", value
-        elif isinstance(value, Mapping) and depth > 1:
+        elif isinstance(value, Mapping) and "param_groups" not in value and depth > 1:
+            # An optimiser's state holds tensors too, but no weights.
             yield from _nested(value, f"{prefix}{name}.", depth - 1)
 
 
