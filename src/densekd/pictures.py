@@ -234,7 +234,8 @@ def contact_sheet(
     draw = ImageDraw.Draw(paper)
     for column, title in enumerate(titles):
         middle = gap + column * (cell_width + gap) + cell_width // 2
-        draw.text((middle, head // 2), title, fill=_INK, font=_fitting(title, cell_width, text_size), anchor="mm")
+        shown, letters = _fitting(title, cell_width, text_size)
+        draw.text((middle, head // 2), shown, fill=_INK, font=letters, anchor="mm")
     top = head
     for place, (row, height) in enumerate(zip(fitted, heights, strict=True)):
         if row_titles:
@@ -256,7 +257,11 @@ def _to_width(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((width, height), how).convert("RGB")
 
 
-def _fitting(text: str, width: int, size: int) -> ImageFont.FreeTypeFont:
-    while size > 8 and _font(size).getlength(text) > width:
+def _fitting(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text in the largest letters that fit, down to 9 pixels; then shortened."""
+    while size > 9 and _font(size).getlength(text) > width:
         size -= 1
-    return _font(size)
+    font, shown = _font(size), text
+    while len(shown) > 1 and font.getlength(shown) > width:
+        shown = shown.removesuffix("…")[:-1] + "…"
+    return shown, font

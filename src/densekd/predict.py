@@ -137,13 +137,19 @@ def find_images(inputs: Sequence[Path], out: Path, said: Said) -> dict[Path, str
     if not names:
         where = ", ".join(str(given) for given in inputs) or "nothing given"
         raise DataError(f"no images: {where}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    kept: dict[Path, str] = {}
+    seen: set[Path] = set()
     owner: dict[str, Path] = {}
     for path, name in names.items():
+        if path.resolve() in seen:  # given twice, by itself and in its folder
+            continue
+        seen.add(path.resolve())
+        kept[path] = name
         # Some file systems do not tell a from A.
         other = owner.setdefault(name.casefold(), path)
         if other != path:
             raise DataError(f"{other} and {path} would both become {name}.png; predict them into two folders")
-    return names
+    return kept
 
 
 def _in_folder(folder: Path, out: Path, said: Said) -> dict[Path, str]:
@@ -192,7 +198,8 @@ class _Student:
 
     def __init__(self, run: Run) -> None:
         self.recipe: Recipe = run.recipe
-        network = run.student()
+        with torch.random.fork_rng(devices=[]):  # building draws weights that the run's own then replace
+            network = run.student()
         best = run.record.best
         assert best is not None  # run.student() has checked it
         self.classes = tuple(best.iou)
