@@ -172,6 +172,10 @@ class FolderSpec(Spec):
             raise ValueError(f"extra: the name {min(taken)!r} is taken; choose another")
         return self
 
+    in_memory: bool = Field(
+        default=False, description="keep every decoded image in memory after its first reading (per loading process)"
+    )
+
     @field_validator("classes")
     @classmethod
     def _names_differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -194,7 +198,7 @@ class ScenesDataSpec(ScenesSpec):
     """Drawn street scenes with their augmentation."""
 
     in_memory: bool = Field(
-        False, description="keep every decoded image in memory after its first reading (per loading process)"
+        default=False, description="keep every decoded image in memory after its first reading (per loading process)"
     )
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
 
