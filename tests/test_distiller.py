@@ -126,6 +126,7 @@ class TestForward:
         distiller.student(images())
         assert distiller._reader.store.seen == {}
 
+    @pytest.mark.slow
     def test_gradient_checkpointing(self) -> None:
         class Checkpointed(nn.Module):
             def __init__(self, reentrant: bool) -> None:

@@ -186,6 +186,7 @@ class Distiller(nn.Module):
             As `forward`.
         """
         plans = [plan for plan in self._plans if names is None or plan.name in names]
+        image_size = _size(batch.images)
         _check_at_image_size("valid", valid, batch)
         for plan in plans:
             if plan.needs_labels and labels is None:
@@ -198,7 +199,7 @@ class Distiller(nn.Module):
         output, student_maps = self._reader.run(self.student, batch.args, batch.kwargs, student_taps)
         values: dict[str, Tensor] = {}
         for plan in plans:
-            student = plan.student.layout.to_nchw(student_maps[plan.student.tap], _size(batch.images))
+            student = plan.student.layout.to_nchw(student_maps[plan.student.tap], image_size)
             teacher = plan.teacher.layout.to_nchw(teacher_maps[plan.teacher.tap], _size(teacher_batch.images))
             if plan.by_class and self._classes is not None:
                 student, teacher = self._classes.student(student), self._classes.teacher(teacher)
