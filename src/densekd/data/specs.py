@@ -162,6 +162,9 @@ class FolderSpec(Spec):
     auto_split: AutoSplitSpec | None = Field(default=None, description="where there is no validation folder")
     check: bool = Field(default=True, description="open every file before the work starts")
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
+    in_memory: bool = Field(
+        default=False, description="keep every decoded image in memory after its first reading (per loading process)"
+    )
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> FolderSpec:
@@ -171,10 +174,6 @@ class FolderSpec(Spec):
         if taken:
             raise ValueError(f"extra: the name {min(taken)!r} is taken; choose another")
         return self
-
-    in_memory: bool = Field(
-        default=False, description="keep every decoded image in memory after its first reading (per loading process)"
-    )
 
     @field_validator("classes")
     @classmethod
