@@ -154,6 +154,8 @@ def test_a_changed_record_fails_the_same_text(tool: Any, repository: Path) -> No
         (mark("demo.json", "1"), "a path is missing"),
         ("<!-- record: demo.json teacher.miou -->0.72", "not closed on its line"),
         ("0.72<!-- /record -->", "not opened"),
+        (f"`{mark('demo.json teacher.miou', '0.72')}`", "use <code>"),
+        (mark("demo.json teacher.miou", "0.72"), "begins the line"),
         ("<!-- table: study demo.json -->", "a table that is not closed"),
         ("<!-- table: bars demo.json -->\n<!-- /table -->", "unknown kind of table 'bars'"),
         ("<!-- table: loss demo.json -->\n<!-- /table -->", "not what a table of kind 'loss' is made from"),
@@ -171,7 +173,7 @@ def test_an_invalid_record_fails(tool: Any, repository: Path, capsys: pytest.Cap
     broken = study()
     del broken["methods"][0]["final"]["sd"]
     (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(broken))
-    assert check(tool, repository, mark("demo.json teacher.miou", "0.72")) == 1
+    assert check(tool, repository, f"It is {mark('demo.json teacher.miou', '0.72')}") == 1
     assert "is no valid record" in capsys.readouterr().err
 
 

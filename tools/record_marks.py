@@ -18,6 +18,8 @@ from densekd.records import BenchRecord, StudyRecord
 
 MARK = re.compile(r"<!-- record: (?P<spec>.*?) -->(?P<text>.*?)<!-- /record -->")
 _EDGE = re.compile(r"<!-- /?record\b")
+_SHOWN = re.compile(r"`[^`]*<!-- record:[^`]*`")
+_FIRST = re.compile(r" *<!-- /?record\b")
 _STEP = re.compile(r"\.?(?P<key>[^.\[\]]+)|\[(?P<where>[^\]]+)\]")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": lambda a, b: a + b,
@@ -152,4 +154,8 @@ def filled(line: str, records: Records) -> tuple[str, list[str]]:
     written = MARK.sub(put, line)
     if _EDGE.search(MARK.sub("", line)):
         problems.append("a record mark that is not opened, or not closed on its line")
+    if _FIRST.match(line):
+        problems.append("a record mark begins the line, which would end the paragraph where Markdown is rendered")
+    if _SHOWN.search(line):
+        problems.append("a record mark between backticks is shown as it stands; use <code>...</code> around it")
     return written, problems
