@@ -142,6 +142,7 @@ def test_a_changed_record_fails_the_same_text(tool: Any, repository: Path) -> No
     ("line", "words"),
     [
         (mark("absent.json a.b", "1"), "there is no record .*absent.json"),
+        (mark("recipe:absent train.epochs", "1"), "there is no recipe .*absent.yaml"),
         (mark("demo.json methods[name=dist].final.mean", "1"), r"0 entries match \[name=dist\], expected one"),
         (mark("demo.json methods[where=x].final", "1"), "0 entries match"),
         (mark("demo.json teacher.speed", "1"), "no key 'speed'; there are miou"),
@@ -167,6 +168,14 @@ def test_a_mark_that_leads_nowhere_fails(
     assert check(tool, repository, f"{line}\n") == 1
     found = capsys.readouterr().err
     assert re.search(rf"README.md:1: .*{words}", found), found
+
+
+def test_settings_of_a_recipe_can_be_marked(tool: Any, repository: Path) -> None:
+    recipes = repository / "src" / "densekd" / "recipes"
+    recipes.mkdir(parents=True)
+    (recipes / "demo.yaml").write_text("train: {epochs: 15}\n")
+    assert check(tool, repository, f"For {mark('recipe:demo train.epochs', '15')} epochs.") == 0
+    assert check(tool, repository, f"For {mark('recipe:demo train.epochs', '25')} epochs.") == 1
 
 
 def test_an_invalid_record_fails(tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

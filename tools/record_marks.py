@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from densekd.records import BenchRecord, StudyRecord
@@ -47,6 +48,8 @@ class Records:
         return self._read[name]
 
     def _load(self, name: str) -> Any:
+        if name.startswith("recipe:"):
+            return self._recipe(name.removeprefix("recipe:"))
         path = self.folder / name
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -63,6 +66,12 @@ class Records:
         except ValidationError as error:
             raise MarkError(f"{path} is no valid record: {' '.join(str(error).split())}") from None
         return raw
+
+    def _recipe(self, name: str) -> Any:
+        path = self.folder.parent.parent / "src" / "densekd" / "recipes" / f"{name}.yaml"
+        if not path.is_file():
+            raise MarkError(f"there is no recipe {path}")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def find(record: Any, path: str) -> Any:
