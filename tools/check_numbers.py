@@ -9,9 +9,8 @@ A mark is a pair of comments around the text it vouches for; it shows nothing wh
 
 First the file under benchmarks/results/, or `recipe:NAME` for a shipped recipe's settings; then paths with ` + `,
 ` - `, ` * `, ` / ` or ` above ` between them (worked out from left to right; spaces count), then perhaps a format as in
-Python's `format`. A path is made of keys with dots
-between; `[0]` is a place in a list, `[name=x,variant=y]` the one entry with these values, `.#` the length of a list.
-`A above B` counts the places where list A is greater than list B.
+Python's `format`. A path is made of keys with dots between; `[0]` is a place in a list, `[name=x,variant=y]` the one
+entry with these values, `.#` the length of a list. `A above B` counts the places where list A is greater than list B.
 
 A whole table comes from a record between `<!-- table: KIND FILE -->` and `<!-- /table -->` (kinds: record_tables.py).
 Any other table with a mark, or with a column such as mIoU, gain or speed-up, may hold no number outside a mark;
