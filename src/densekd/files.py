@@ -134,6 +134,11 @@ def remove_folder(path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is a half-written one of this module."""
+    return name.startswith(".") and name.endswith((_TEMPORARY, _REPLACED))
+
+
 def sweep_temporaries(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder` and its sub-folders.
 

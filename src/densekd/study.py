@@ -13,7 +13,9 @@ import torch
 from densekd import files
 from densekd.config import Recipe, recipe_digest
 from densekd.data.keyed import keyed_seed
+from densekd.errors import RunError
 from densekd.records import (
+    BestScores,
     Gain,
     RunRecord,
     Scores,
@@ -26,6 +28,7 @@ from densekd.records import (
 )
 from densekd.runs import Run, distill, train
 from densekd.runs.execute import Quiet, resolve
+from densekd.runs.execution import teacher_digest
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,19 @@ def run_study(
     seeds: Sequence[int],
     folder: Path,
     *,
+    force: bool = False,
     watch: Callable[[str], Quiet],
 ) -> list[tuple[Method, list[Run]]]:
     """Run every method with every seed under `folder/<method>-s<seed>/`.
 
-    A finished run with the same recipe is not repeated, an interrupted one goes on where it stopped.
+    A finished run with the same recipe and teacher is not repeated, an interrupted one goes on where it stopped.
+
+    Args:
+        force: start runs again that have another recipe or teacher.
+        watch: gives what watches a run, by the run's name.
+
+    Raises:
+        RunError: a run there has another recipe or teacher, and `force` is not given.
     """
     done = []
     for method in methods:
@@ -59,20 +70,27 @@ def run_study(
         for seed in seeds:
             name = f"{method.name}-s{seed}"
             changed = resolve(recipe, seed, {**method.overrides, "name": name})
-            runs.append(_one(method, changed, folder / name, watch(name)))
+            runs.append(_one(method, changed, folder / name, force, watch(name)))
         done.append((method, runs))
     return done
 
 
-def _one(method: Method, recipe: Recipe, path: Path, progress: Quiet) -> Run:
+def _one(method: Method, recipe: Recipe, path: Path, force: bool, progress: Quiet) -> Run:
     call = train if method.kind == "train" else distill
-    if (path / "record.json").is_file():
-        run = Run.load(path)
-        same = run.record.recipe_sha256 == recipe_digest(recipe)
-        if same and run.record.status == "done":
-            return run
-        return call(recipe, out=path, resume=same, force=not same, progress=progress)
-    return call(recipe, out=path, force=path.exists(), progress=progress)
+    if not (path / "recipe.yaml").is_file():
+        return call(recipe, out=path, progress=progress)
+    same = recipe_digest(Run(path).recipe) == recipe_digest(recipe)
+    if same and (path / "record.json").is_file():
+        record = Run.load(path).record
+        # The recipe names the teacher's file; only its digest tells whether it is still the same teacher.
+        same = method.kind == "train" or (
+            record.teacher is not None and record.teacher.sha256 == teacher_digest(recipe)
+        )
+        if same and record.status == "done":
+            return Run.load(path)
+    if not same and not force:
+        raise RunError(f"{path}: a run with another recipe or teacher; use --force to start it again, or another --out")
+    return call(recipe, out=path, resume=same, force=not same, progress=progress)
 
 
 def paired_gain(values: Sequence[float], baseline: Sequence[float], samples: int = 10_000) -> Gain:
@@ -101,15 +119,25 @@ def _mean_iou(scores: Sequence[Scores]) -> dict[str, float | None]:
     return found
 
 
-def summarise(method: Method, records: Sequence[RunRecord], baseline: Sequence[RunRecord] | None) -> StudyMethod:
-    """One method's line of `study.json` from the records of its runs (one per seed)."""
+def _scores(records: Sequence[RunRecord]) -> tuple[list[Scores], list[BestScores]]:
     final = [record.final for record in records if record.final is not None]
     best = [record.best for record in records if record.best is not None]
+    if len(final) < len(records) or len(best) < len(records):
+        raise RunError("a study compares finished runs, and one of these was never evaluated")
+    return final, best
+
+
+def summarise(method: Method, records: Sequence[RunRecord], baseline: Sequence[RunRecord] | None) -> StudyMethod:
+    """One method's line of `study.json` from the records of its runs (one per seed)."""
+    final, best = _scores(records)
     extra = {name: _spread([record.extra_splits[name].miou for record in records]) for name in records[0].extra_splits}
     gain = None
     if baseline is not None:
-        base = [record.final.miou for record in baseline if record.final is not None]
-        gain = paired_gain([one.miou for one in final], base)
+        seeds = {record.seed: scores.miou for record, scores in zip(baseline, _scores(baseline)[0], strict=True)}
+        missing = [record.seed for record in records if record.seed not in seeds]
+        if missing:
+            raise RunError(f"method {method.name!r}: seeds {missing} have no run of the student alone to compare with")
+        gain = paired_gain([one.miou for one in final], [seeds[record.seed] for record in records])
     times = [record.cost.seconds_per_step for record in records if record.cost.seconds_per_step is not None]
     peaks = [record.cost.peak_memory_bytes for record in records if record.cost.peak_memory_bytes is not None]
     return StudyMethod(
@@ -124,6 +152,7 @@ def summarise(method: Method, records: Sequence[RunRecord], baseline: Sequence[R
         cost=StudyCost(
             seconds_per_step=statistics.median(times) if times else None,
             peak_memory_bytes=max(peaks, default=None),
+            extra_parameters=max(record.cost.extra_parameters for record in records),
             total_seconds=statistics.fmean(record.cost.total_seconds for record in records),
         ),
         student=records[0].student,
@@ -142,10 +171,10 @@ def study_record(
     records = {method.name: [run.record for run in made] for method, made in runs}
     alone = records.get("none")
     lines = [summarise(method, records[method.name], None if method.name == "none" else alone) for method, _ in runs]
-    assert teacher.final is not None  # a teacher is a finished run
+    _, (best,) = _scores([teacher])
     summary = {
-        "miou": teacher.best.miou if teacher.best else teacher.final.miou,
-        "iou": teacher.best.iou if teacher.best else teacher.final.iou,
+        "miou": best.miou,
+        "iou": best.iou,
         "extra_splits": {split: scores.miou for split, scores in teacher.extra_splits.items()},
         "parameters": teacher.student.parameters if teacher.student else None,
         "flops": teacher.student.flops if teacher.student else None,

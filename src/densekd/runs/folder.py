@@ -103,13 +103,14 @@ def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force
         return True
     if path.exists() and not path.is_dir():
         raise RunError(f"{path}: a file; choose a folder with --out")
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    entries = path.iterdir() if path.is_dir() else ()
+    names = {entry.name for entry in entries if not files.is_temporary(entry.name)}
     if names and not force:
         raise RunError(
             f"{path}: exists; it is never overwritten unasked. Use --resume to go on with it, --force to "
             "start it again, or --out for another folder"
         )
-    strange = sorted(name for name in names if name not in _OWN and not name.startswith("."))
+    strange = sorted(name for name in names if name not in _OWN)
     if strange:
         raise RunError(f"{path}: holds files that are not a run's ({', '.join(strange[:5])}); --force leaves it alone")
     if names and not names & {"recipe.yaml", "record.json"}:
