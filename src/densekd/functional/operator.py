@@ -1,7 +1,8 @@
 """The custom operator behind `channelwise_kl`: one node in an autograd graph and in a compiled one.
 
 It returns the rows' values and, in the same pass, their gradient; the backward pass multiplies that by what
-comes from above into a fresh tensor, so a second backward through a retained graph is right.
+comes from above: in place when autograd is about to drop it, else into a fresh tensor, so that a second backward
+through a retained graph is right.
 """
 
 from __future__ import annotations
@@ -123,11 +124,29 @@ def _rows_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | 
     if upstream is None:
         return None, None, None, None, None, None
     (gradient,) = ctx.saved_tensors
-    return scale_operator(gradient, upstream).to(ctx.dtype), None, None, None, None, None
+    if _is_last_use(gradient, upstream):
+        # Autograd drops the saved gradient after this call: scaled in place it needs no second map of memory.
+        with torch.no_grad():
+            scaled = gradient.detach().mul_(_per_row(upstream, gradient))
+    else:
+        scaled = scale_operator(gradient, upstream)
+    return scaled.to(ctx.dtype), None, None, None, None, None
+
+
+def _is_last_use(gradient: Tensor, upstream: Tensor) -> bool:
+    """Whether nobody can read the saved gradient again: no retained or created graph, no tracing, no vmap."""
+    if torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return False
+    plain = type(gradient) is Tensor and type(upstream) is Tensor
+    return plain and not torch._C._functorch.is_batchedtensor(upstream)
+
+
+def _per_row(upstream: Tensor, gradient: Tensor) -> Tensor:
+    return upstream.view(*upstream.shape, *(1 for _ in gradient.shape[2:]))
 
 
 def _scale(gradient: Tensor, upstream: Tensor) -> Tensor:
-    return gradient * upstream.view(*upstream.shape, *(1 for _ in gradient.shape[2:]))
+    return gradient * _per_row(upstream, gradient)
 
 
 def _scale_fake(gradient: Tensor, upstream: Tensor) -> Tensor:

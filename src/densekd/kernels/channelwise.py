@@ -11,7 +11,7 @@ The last sum is zero in exact arithmetic. In floating point it cancels the first
 normalisers, which would otherwise drown the tiny divergence of nearly equal maps. It is the sum of the
 gradient, and that is made here in the forward pass: the backward pass is one multiplication.
 
-Extra memory: the gradient, and three blocks of scratch.
+Extra memory: the gradient and two blocks of scratch; up to three more where maps must be brought into rows first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of a block: three such buffers share the second-level cache, and the cost of calling torch is
-# spread.
-BLOCK = 131_072
+# Elements of a block: enough that calling torch costs little, few enough to stay in the cache.
+BLOCK = 262_144
 
 
 @dataclass
@@ -39,27 +38,37 @@ class _Group:
     start: int  # number of the first row
 
 
-@dataclass
 class _Sums:
-    """What a row's KL is made of, one value per row, in the working type."""
+    """What the rows' KLs are made of, block by block, in the working type."""
 
-    student_scale: Tensor  # temperature / sum exp2(u)
-    teacher_scale: Tensor
-    gap: Tensor  # sum exp2(v) * (v - u)
-    mass: Tensor  # sum exp2(v)
-    excess: Tensor  # sum of temperature * (q - p)
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self._rows, self._like = rows, like
+        self._parts: list[tuple[slice, Tensor]] = []
 
-    @classmethod
-    def empty(cls, rows: int, like: Tensor) -> _Sums:
-        # Ones and zeros stand for rows without a valid position: their KL comes out as zero.
-        one, zero = like.new_ones(rows), like.new_zeros(rows)
-        return cls(one, one.clone(), zero, zero.clone(), zero.clone())
+    def add(self, at: slice, q_scale: Tensor, p_scale: Tensor, mass: Tensor, gap: Tensor, excess: Tensor) -> None:
+        """Of some rows: temperature / sum exp2(u), temperature / sum exp2(v), sum exp2(v), sum exp2(v) * (v - u),
+        and the sum of temperature * (q - p)."""
+        self._parts.append((at, torch.stack((q_scale, p_scale, mass, gap, excess))))
 
     def divergence(self, temperature: float) -> Tensor:
-        """`temperature**2 * KL` per row; the few operations per row are done in float64."""
-        q, p = self.student_scale.double(), self.teacher_scale.double()
-        mean_gap = math.log(2.0) * self.gap.double() * p + self.mass.double() * p * torch.log(p / q)
-        return (temperature * (mean_gap + self.excess.double())).clamp_(min=0.0)
+        """`temperature**2 * KL` per row, zero for rows never added; what is left to do per row is done in float64."""
+        rows = self._like.new_zeros(self._rows, dtype=torch.float64)
+        for at, part in _joined(self._parts):
+            q, p, mass, gap, excess = part.double()
+            mean_gap = p * (math.log(2.0) * gap + mass * torch.log(p / q))
+            rows[at] = (temperature * (mean_gap + excess)).clamp_(min=0.0)
+        return rows
+
+
+def _joined(parts: list[tuple[slice, Tensor]]) -> list[tuple[slice, Tensor]]:
+    """Neighbouring blocks as one."""
+    runs: list[list[tuple[slice, Tensor]]] = []
+    for at, part in parts:
+        if runs and runs[-1][-1][0].stop == at.start:
+            runs[-1].append((at, part))
+        else:
+            runs.append([(at, part)])
+    return [(slice(run[0][0].start, run[-1][0].stop), torch.cat([part for _, part in run], 1)) for run in runs]
 
 
 class _Scratch:
@@ -95,7 +104,7 @@ def blocked(
     gradient = torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
     if mask is not None:
         gradient.zero_()
-    sums = _Sums.empty(n * c, gradient)
+    sums = _Sums(n * c, gradient)
     positions = student[0, 0].numel()
     scratch = _Scratch(min(n * c * positions, max(BLOCK, positions)), working)
     for group in _groups(student, teacher, gradient if want_gradient else None, mask):
@@ -171,10 +180,9 @@ def _run_block(
     torch.add(torch.amax(t, 1, keepdim=True).mul_(-k), t, alpha=k, out=v)
     torch.sub(v, out, out=gap)
     q, p = out.exp2_(), v.exp2_()
-    mass = torch.sum(p, 1, out=sums.mass[at])
-    q_scale = torch.div(temperature, torch.sum(q, 1), out=sums.student_scale[at])
-    p_scale = torch.div(temperature, mass, out=sums.teacher_scale[at])
-    torch.sum(gap.mul_(p), 1, out=sums.gap[at])
+    mass = p.sum(1)
+    q_scale, p_scale = temperature / q.sum(1), temperature / mass
+    gap_sum = gap.mul_(p).sum(1)
     # Both products are rounded before the difference: equal maps then give exactly zero.
     torch.sub(q.mul_(q_scale[:, None]), p.mul_(p_scale[:, None]), out=out)
-    torch.sum(out, 1, out=sums.excess[at])
+    sums.add(at, q_scale, p_scale, mass, gap_sum, out.sum(1))
