@@ -223,8 +223,8 @@ def _permuted(reading: Reading, names: tuple[str, ...], binary: bool) -> str:
         else ""
     )
     return (
-        f"permuted classes: the teacher's {', '.join(pairs)}{more}{shift} ({rise}); list data.classes in the teacher's "
-        "order, or reorder the rows of its last layer"
+        f"permuted classes: the teacher's {', '.join(pairs)}{more}{shift} ({rise}); reorder the rows of "
+        "its last layer, or the ids of the labels (data.masks.id_map)"
     )
 
 
