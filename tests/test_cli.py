@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from densekd.cli import main as entry
+from densekd.config import load_recipe
+from densekd.runs import Run
+from runkit import distillation, make_place, recipe
+
+DENSEKD = [sys.executable, "-m", "densekd.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = make_place(tmp_path_factory.mktemp("data"))
+    (root / "tiny.yaml").write_text(yaml.safe_dump(recipe(root)))
+    (root / "dist.yaml").write_text(yaml.safe_dump(distillation(root, root / "teacher")))
+    return root
+
+
+@pytest.fixture
+def densekd(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        handler = signal.getsignal(signal.SIGTERM)
+        monkeypatch.delenv("DENSEKD_DEBUG", raising=False)
+        monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
+        try:
+            entry.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.pop("DENSEKD_DEBUG", None)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (
+                ["train", "demoo"],
+                "recipe 'demoo': no such file, and no shipped recipe of that name; did you mean 'demo'",
+            ),
+            (["train", "demo", "train.stepz=3"], "unknown key 'train.stepz'; did you mean 'steps'"),
+            (["train", "demo", "train.steps"], "expected key.path=value"),
+            (["distill", "demo"], "teacher.checkpoint: missing"),
+            (["distill", "demo", "teacher=null"], "key 'teacher' is missing"),
+            (["doctor", "demo"], "teacher.checkpoint: missing"),
+            (["doctor", "nothing.yaml"], "no such file"),
+            (["train", "folder", "data.root=/nowhere"], "/nowhere: no such folder"),
+            (["evaluate", "nowhere"], "nowhere: no such folder"),
+            (["predict", "nowhere", "x.jpg"], "nowhere: no such folder"),
+            (["list", "modls"], "list 'modls': unknown; did you mean 'models'"),
+            (["demo", "--seeds", "x"], "--seeds 'x': expected numbers"),
+            (["demo", "--seeds", "1,1"], "expected different numbers"),
+            (["train", "demo", "--resume"], "nothing to resume"),
+        ],
+    )
+    def test_one_clear_line_and_code_2(self, densekd, arguments, told):
+        code, out, err = densekd(*arguments)
+        assert (code, out) == (2, "")
+        assert told in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize(
+        "arguments", [["trian"], ["train"], ["train", "demo", "--seed", "x"], ["train", "demo", "--what"]]
+    )
+    def test_usage(self, densekd, arguments):
+        code, _, err = densekd(*arguments)
+        assert code == 2
+        assert "Error: " in err
+        assert "Traceback" not in err
+
+    def test_debug_shows_the_traceback_anywhere_on_the_line(self, densekd):
+        with pytest.raises(Exception, match="demoo"):
+            densekd("train", "demoo", "--debug")
+        with pytest.raises(Exception, match="demoo"):
+            densekd("--debug", "train", "demoo")
+
+    def test_a_defect_says_that_it_is_one(self, densekd, monkeypatch):
+        def broken(*_args):
+            raise KeyError("oops")
+
+        monkeypatch.setattr(densekd_module(), "load_recipe", broken)
+        code, _, err = densekd("train", "demo")
+        assert code == 1
+        assert "internal error: KeyError: 'oops'" in err
+        assert "--debug" in err
+
+    def test_a_full_disk_is_no_defect(self, densekd, monkeypatch):
+        def full(*_args):
+            raise OSError(28, "No space left on device", "runs/x")
+
+        monkeypatch.setattr(densekd_module(), "load_recipe", full)
+        assert densekd("train", "demo")[::2] == (2, "error: runs/x: No space left on device\n")
+
+
+def densekd_module():
+    import densekd.config
+
+    return densekd.config
+
+
+class TestTrainAndAfter:
+    def test_train_evaluate_list_and_overwriting(self, densekd, place):
+        code, out, err = densekd("train", place / "tiny.yaml", "seed=4", "train.steps=2", "--out", "r")
+        assert code == 0
+        rows = [line.split("\t") for line in out.splitlines()]
+        assert rows[0] == ["weights", "split", "mIoU", "pixel accuracy", "images"]
+        assert [row[0] for row in rows[1:]] == ["best, step 2", "final, step 2"]
+        assert "step\tsteps\tloss\tlr" in err
+        assert "student: r/student.safetensors" in err
+        assert Run.load("r").record.seed == 4
+
+        code, out, err = densekd("train", place / "tiny.yaml", "--out", "r")
+        assert (code, out) == (2, "")
+        assert "r: exists; it is never overwritten unasked" in err
+
+        code, out, err = densekd("evaluate", "r", "--json", "--quiet")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["miou"] == Run.load("r").record.best.miou
+
+        code, out, _ = densekd("evaluate", "r", "--per-class", "-q")
+        assert [line.split("\t")[1] for line in out.splitlines()] == ["class", "mean", "sky", "road", "tree"]
+
+        code, out, err = densekd("list", "runs", "--folder", ".", "--json")
+        assert json.loads(out)[0]["status"] == "done"
+
+    def test_quiet_json(self, densekd, place):
+        code, out, err = densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "r", "--quiet", "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["status"] == "done"
+
+    def test_dry_run_writes_nothing_and_prints_a_recipe(self, densekd, place, tmp_path):
+        code, out, err = densekd("train", place / "tiny.yaml", "--dry-run", "--seed", 5)
+        assert code == 0
+        assert load_recipe(yaml.safe_load(out)).seed == 5
+        assert "10 training and 4 validation images, 6 steps; nothing was trained or written" in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_resume_of_a_run_folder_needs_no_out(self, densekd, place):
+        densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "elsewhere", "-q")
+        code, _, err = densekd("train", "elsewhere", "--resume")
+        assert code == 0
+        assert "elsewhere: this run is done already" in err
+
+
+class TestList:
+    @pytest.mark.parametrize(
+        ("what", "expected"),
+        [("methods", {"channelwise", "none"}), ("recipes", {"demo", "folder", "camvid"}), ("models", set())],
+    )
+    def test_tables_are_tab_separated_and_json(self, densekd, what, expected):
+        code, out, _ = densekd("list", what)
+        assert code == 0
+        header, *lines = [line.split("\t") for line in out.splitlines()]
+        assert lines
+        assert all(len(line) == len(header) for line in lines)
+        assert expected <= {line[0] for line in lines}
+        assert len(json.loads(densekd("list", what, "--json")[1])) == len(lines)
+
+    def test_schema_and_no_runs(self, densekd):
+        assert "properties" in json.loads(densekd("list", "schema")[1])
+        assert densekd("list", "runs", "--json") == (0, "[]\n", "no runs under runs\n")
+
+
+class TestProcess:
+    def test_help_and_version_are_quick(self):
+        seconds = []
+        for _ in range(3):
+            begin = os.times().children_user
+            done = subprocess.run([*DENSEKD, "--help"], capture_output=True, text=True, check=True)
+            seconds.append(os.times().children_user - begin)
+        assert "distill" in done.stdout
+        assert min(seconds) < 1.0
+
+    def start(self, place, tmp_path, *more):
+        command = [*DENSEKD, "train", str(place / "tiny.yaml"), "train.steps=100000", "--out", "r", *more]
+        child = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "r" / "checkpoints" / "latest").is_file():
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return child
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("number", "code", "workers"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0)]
+    )
+    def test_a_signal_to_the_whole_group(self, place, tmp_path, number, code, workers):
+        child = self.start(place, tmp_path, f"runtime.workers={workers}")
+        os.killpg(child.pid, number)
+        out, err = child.communicate(timeout=200)
+        assert (child.returncode, out) == (code, "")
+        assert re.search(r"^go on with: densekd train \S+tiny\.yaml train\.steps=100000 .*--out r --resume$", err, re.M)
+        assert "stopped after step" in err
+        assert "Traceback" not in err
+        assert Run.load(tmp_path / "r").record.status == "interrupted"
+        # no loading process is left
+        with pytest.raises(ProcessLookupError):
+            os.killpg(child.pid, 0)
+
+    @pytest.mark.slow
+    def test_sigterm_before_the_training(self, tmp_path, place):
+        child = subprocess.Popen([*DENSEKD, "train", str(place / "tiny.yaml")], cwd=tmp_path, stderr=subprocess.PIPE)
+        time.sleep(0.7)
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=100)
+        assert child.returncode in {143, -15}  # -15: it came before the command line had started
+        assert b"Traceback" not in err
+
+    def test_a_reader_who_leaves_and_a_narrow_encoding(self):
+        command = f"{sys.executable} -m densekd.cli.main list recipes | head -1; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run([*DENSEKD, "train", "dämo"], capture_output=True, env=narrow)
+        assert done.returncode == 2
+        assert b"Traceback" not in done.stderr
+
+    @pytest.mark.slow
+    def test_a_terminal_sees_bars_and_a_drawn_table(self, place, tmp_path):
+        leader, follower = pty.openpty()
+        command = [*DENSEKD, "train", str(place / "tiny.yaml"), "train.steps=3", "--out", "r"]
+        child = subprocess.Popen(
+            command, cwd=tmp_path, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"}
+        )
+        os.close(follower)
+        seen = b""
+        while True:
+            try:
+                block = os.read(leader, 4096)
+            except OSError:
+                break
+            if not block:
+                break
+            seen += block
+        assert child.wait(timeout=60) == 0
+        text = seen.decode()
+        assert "training" in text
+        assert "3/3" in text or "2/3" in text
+        assert "┃" in text
+        assert "\t" not in text
+
+
+def test_paths_in_messages_are_the_users(densekd, place):
+    code, _, err = densekd("train", place / "tiny.yaml", "student.model=nets.py:student", "data.root=.")
+    assert code == 2
+    assert str(Path.cwd()) in err

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from densekd import files
+from densekd.config import load_recipe, recipe_digest
+from densekd.data.build import build_data
+from densekd.errors import ConfigError, RunError
+from densekd.evaluate import evaluation_mode, spread
+from densekd.runs import Run, distill, train
+from densekd.runs.execute import Quiet
+from densekd.runs.length import epochs_of, total_steps
+from densekd.runs.memory import peak_bytes, reset_peak
+from densekd.runs.readiness import NotReadyError
+from densekd.runs.score import score_run
+from runkit import NAMES, distillation, make_place, recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(place):
+    asked = recipe(place, student={"model": f"{place}/nets.py:teacher"})
+    return train(asked, out=place / "teacher", train__steps=20, train__evaluate_every=10, train__checkpoint_every=50)
+
+
+class TestTrain:
+    def test_the_record(self, teacher, place):
+        record = Run.load(teacher.path).record
+        assert (record.status, record.error, record.method, record.seed, record.split) == (
+            "done",
+            None,
+            "none",
+            0,
+            "val",
+        )
+        assert (record.steps, record.epochs) == (20, 6.0)
+        assert set(record.final.iou) == set(NAMES)
+        assert 0.3 < record.best.miou <= 1
+        assert record.best.step in {10, 20}
+        assert record.student.parameters == sum(p.numel() for p in teacher.student().parameters())
+        assert record.recipe_sha256 == recipe_digest(teacher.recipe)
+        assert record.cost.seconds_per_step > 0
+        assert record.cost.peak_memory_bytes > 1e7
+        assert record.environment["torch"] == torch.__version__
+        on_disk = json.loads((teacher.path / "record.json").read_text())
+        assert on_disk["schema"] == 1
+
+    def test_the_student_is_the_saved_weights_in_its_own_library(self, teacher):
+        network = teacher.student()
+        assert type(network) is torch.nn.Sequential
+        assert not network.training
+        saved = files.read_tensors(teacher.path / "student.safetensors")
+        assert set(saved) == set(network.state_dict())
+        assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+
+    def test_scoring_the_best_student_again_gives_the_record(self, teacher):
+        best = teacher.record.best.model_dump()
+        best.pop("step")
+        assert score_run(teacher).model_dump() == best
+        assert score_run(teacher, "train").images == 10
+        with pytest.raises(RunError, match="no such split; did you mean 'val'"):
+            score_run(teacher, "vall")
+
+    def test_a_recipe_with_a_teacher_says_that_it_is_not_used(self, place, teacher, tmp_path):
+        run = train(distillation(place, teacher.path), out=tmp_path / "run", train__steps=1)
+        assert "train: the recipe's teacher and terms are not used: the student is trained alone" in run.record.warnings
+        assert run.record.teacher is None
+
+    def test_the_seed_decides_and_nothing_else(self, place, tmp_path):
+        def weights(name, **changes):
+            torch.manual_seed(hash(name) % 1000)
+            run = train(recipe(place), out=tmp_path / name, train__steps=2, **changes)
+            return (run.path / "student.safetensors").read_bytes()
+
+        assert weights("a") == weights("b") != weights("c", seed=1)
+
+    def test_binary(self, place, tmp_path):
+        root = make_place(tmp_path / "two", classes=2)
+        asked = recipe(root, task={"binary": True, "dice": 1.0})
+        asked["data"]["classes"] = ["back", "front"]
+        run = train(asked, out=tmp_path / "run")
+        assert set(run.record.final.iou) == {"back", "front"}
+        assert run.student()(torch.zeros(1, 3, 8, 8)).shape == (1, 1, 8, 8)
+
+    @pytest.mark.slow
+    def test_scenes_and_a_library_network_in_channels_last(self, tmp_path):
+        import segmentation_models_pytorch as smp
+
+        asked = {
+            "data": {"name": "scenes", "train_count": 4, "val_count": 2, "size": [64, 64]},
+            "student": {"model": "smp:FPN", "options": {"encoder_name": "resnet18", "encoder_depth": 3}},
+            "train": {"steps": 2, "batch_size": 2},
+            "runtime": {"device": "cpu", "threads": 1, "channels_last": True},
+        }
+        run = train(asked, out=tmp_path / "run")
+        own = smp.FPN("resnet18", encoder_weights=None, encoder_depth=3, classes=10)
+        own.load_state_dict(files.read_tensors(run.weights))
+        own.eval()
+        image = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(own(image), run.student()(image))
+
+
+class TestDistill:
+    def test_the_record_and_the_notices(self, place, teacher, tmp_path):
+        run = distill(distillation(place, teacher.path), out=tmp_path / "run", train__steps=2)
+        record = run.record
+        assert record.method == "channelwise"
+        assert record.teacher.sha256 == files.sha256_file(teacher.weights)
+        assert record.teacher.miou == record.preflight["teacher"]["miou"]
+        assert record.cost.extra_parameters == 6 * 10 + 10
+        assert any("adapter" in line for line in record.warnings)
+        assert any("only 4 images" in line for line in record.warnings)
+        assert not any("teacher" in name for name in files.read_tensors(run.weights))
+
+    def test_a_problem_stops_it_before_anything_is_written(self, place, tmp_path):
+        asked = distillation(place, place / "x")
+        asked["teacher"] = {"model": f"{place}/nets.py:teacher", "untrained": True}
+        asked["preflight"] = {"teacher_images": 4}
+        with pytest.raises(NotReadyError, match="pre-flight: nothing was trained"):
+            distill(asked, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        run = distill(asked, out=tmp_path / "run", preflight__on_problem="warn", train__steps=1)
+        assert any(line.startswith("pre-flight: ") for line in run.record.warnings)
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"teacher": None}, "key 'teacher' is missing"),
+            ({"terms": []}, "key 'terms' is missing"),
+            ({"terms": [{"weight": 0}]}, r"terms\.0\.weight: a term of weight 0 does nothing"),
+            (
+                {"teacher": {"model": "smp:PSPNet"}},
+                r"teacher\.checkpoint: missing: an untrained teacher teaches nothing",
+            ),
+        ],
+    )
+    def test_what_cannot_be_distilled(self, place, teacher, tmp_path, changes, told):
+        with pytest.raises(ConfigError, match=told):
+            distill(distillation(place, teacher.path), out=tmp_path / "run", **changes)
+
+
+class TestFolder:
+    def test_an_existing_folder_is_refused_before_any_work(self, place, teacher, tmp_path):
+        class Watching(Quiet):
+            def checking(self, done, total):
+                raise AssertionError("work began")
+
+        with pytest.raises(RunError, match="exists; it is never overwritten unasked"):
+            train(recipe(place), out=teacher.path, progress=Watching())
+        (tmp_path / "file").write_text("")
+        with pytest.raises(RunError, match="a file; choose a folder"):
+            train(recipe(place), out=tmp_path / "file", force=True, progress=Watching())
+
+    def test_force_clears_a_runs_own_files_only(self, place, tmp_path):
+        run = train(recipe(place), out=tmp_path / "run", train__steps=4)
+        assert train(recipe(place), out=run.path, train__steps=1, force=True).record.steps == 1
+        assert [path.name for path in (run.path / "checkpoints").glob("step-*")] == ["step-00000001"]
+        (run.path / "notes.txt").write_text("mine")
+        with pytest.raises(RunError, match=r"holds files that are not a run's \(notes\.txt\)"):
+            train(recipe(place), out=run.path, force=True)
+        other = tmp_path / "other"
+        (other / "checkpoints").mkdir(parents=True)
+        with pytest.raises(RunError, match=r"holds no recipe\.yaml, so it is no run"):
+            train(recipe(place), out=other, force=True)
+
+    def test_a_failed_check_leaves_the_old_run(self, place, teacher):
+        with pytest.raises(Exception, match="no such folder"):
+            train(recipe(place), out=teacher.path, force=True, data__root="/nowhere/at/all")
+        assert Run.load(teacher.path).record.status == "done"
+
+    def test_load(self, tmp_path):
+        with pytest.raises(RunError, match="no such folder"):
+            Run.load(tmp_path / "x")
+        with pytest.raises(RunError, match=r"holds no record\.json: it is no run"):
+            Run.load(tmp_path)
+        files.write_json(tmp_path / "record.json", {"schema": 1, "status": "odd"})
+        with pytest.raises(RunError, match="not a record of schema 1: status"):
+            Run.load(tmp_path).record
+        with pytest.raises(RunError, match=r"holds no recipe\.yaml"):
+            Run.load(tmp_path).recipe
+
+
+class TestLength:
+    def steps(self, images=10, **changes) -> int:
+        raw = {
+            "data": {"name": "scenes"},
+            "student": {"model": "smp:PSPNet"},
+            "train": {"batch_size": 1, **changes.pop("train", {})},
+            **changes,
+        }
+        return total_steps(load_recipe(raw), images)
+
+    @pytest.mark.parametrize(
+        ("epochs", "batch", "accumulate", "expected"),
+        [(1, 1, 1, 10), (1, 3, 1, 4), (1, 3, 2, 2), (1.1, 1, 1, 11), (0.7, 1, 1, 7), (0.01, 8, 1, 1), (3, 7, 1, 5)],
+    )
+    def test_epochs_are_rounded_up(self, epochs, batch, accumulate, expected):
+        assert self.steps(train={"epochs": epochs, "batch_size": batch, "accumulate": accumulate}) == expected
+
+    def test_epochs_of(self):
+        raw = {"data": {"name": "scenes"}, "student": {"model": "smp:PSPNet"}, "train": {"steps": 5, "accumulate": 2}}
+        assert epochs_of(load_recipe(raw), 30, 5) == round(5 * 2 * 8 / 30, 4)
+
+    def test_a_warm_up_that_never_ends(self):
+        with pytest.raises(ConfigError, match=r"train\.schedule\.warmup_steps: 5 of 5 steps of the run"):
+            self.steps(train={"steps": 5, "schedule": {"warmup_steps": 5}})
+        with pytest.raises(ConfigError, match=r"terms\.0\.warmup_steps: 3 of 2 steps of the term"):
+            self.steps(train={"steps": 5}, terms=[{"warmup_steps": 3, "end_step": 2}])
+
+
+def test_a_network_gets_its_modes_back():
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.BatchNorm2d(1)))
+    network[1].eval()
+    with pytest.raises(KeyError), evaluation_mode(network):
+        assert not any(module.training for module in network.modules())
+        raise KeyError
+    assert [module.training for module in network.modules()] == [True, True, False, False]
+
+
+def test_indices_are_spread():
+    assert spread(10, 3) == [1, 5, 8]
+    assert spread(3, 5) == [0, 1, 2]
+
+
+def test_peak_memory_is_that_of_the_run():
+    cpu = torch.device("cpu")
+    del [torch.ones(60_000_000)][0]
+    reset_peak(cpu)
+    low = peak_bytes(cpu)
+    block = torch.ones(50_000_000)
+    assert peak_bytes(cpu) - low > 0.9 * block.numel() * block.element_size()
+
+
+def test_the_data_of_a_folder_can_stay_in_memory(place):
+    spec = load_recipe(recipe(place), {"data.in_memory": True}).data
+    assert build_data(spec).train.load(0).image.shape == (3, 16, 24)
