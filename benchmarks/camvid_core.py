@@ -45,7 +45,7 @@ def main() -> None:
         teacher = Run.load(given.teacher)
     else:
         encoder = {"path": str(given.weights / "mobilenet_v2_torchvision.safetensors"), "ignore": ["classifier.*"]}
-        changes = {**shared, "student.encoder_checkpoint": encoder, "runtime.precision": "bfloat16"}
+        changes = {**shared, "student.encoder_checkpoint": encoder}
         teacher = train("camvid-teacher", out=given.teacher, progress=watch, **changes)
     encoder = {"path": str(given.weights / "mobilenet_v1_025_timm.safetensors"), "ignore": ["classifier.*"]}
     recipe = load_recipe(
