@@ -31,9 +31,9 @@ def textbook(student: Tensor, teacher: Tensor) -> Tensor:
     """The loss as it is usually written, left to autograd."""
     n, c = student.shape[:2]
     p = torch.softmax(teacher.flatten(2) / TEMPERATURE, 2)
-    log_p = torch.log_softmax(teacher.flatten(2) / TEMPERATURE, 2)
-    log_q = torch.log_softmax(student.flatten(2) / TEMPERATURE, 2)
-    return (p * log_p - p * log_q).sum() * TEMPERATURE**2 / (n * c)
+    ideal = p * torch.log_softmax(teacher.flatten(2) / TEMPERATURE, 2)
+    kl = (ideal - p * torch.log_softmax(student.flatten(2) / TEMPERATURE, 2)).sum()
+    return kl * TEMPERATURE**2 / (n * c)
 
 
 def _blocked(student: Tensor, teacher: Tensor) -> Tensor:

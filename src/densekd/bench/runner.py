@@ -97,6 +97,8 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
 
     Temporaries inside operators count. It runs under the profiler: never time the same call.
     """
+    # The profiler's library otherwise writes its own notes (and that there is no GPU) to the terminal.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
