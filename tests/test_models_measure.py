@@ -39,6 +39,36 @@ def test_parameters_by_hand() -> None:
     assert measured.dead_names == ("idle", "unused")
 
 
+class Winding(nn.Module):
+    """Parameters on paths that only following the values can tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 3))
+        self.number = nn.Parameter(torch.ones(2))
+        self.written = nn.Parameter(torch.ones(1))
+        self.discarded = nn.Conv2d(3, 3, 1)
+        self.overwritten = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        self.discarded(x).relu_()
+        nearest = (x.mean((2, 3))[:, None] - self.table).square().sum(-1).argmin(-1)
+        x = x + nn.functional.embedding(nearest, self.table).detach()[:, :, None, None]
+        canvas = torch.zeros_like(x)
+        torch._foreach_add_([canvas], [self.written.expand_as(canvas)])
+        other = torch.ones(self.overwritten(x).shape)
+        return {"out": [x * self.number.max().item() + canvas + other]}
+
+
+def test_values_are_followed_not_gradients() -> None:
+    measured = measure(Winding(), torch.randn(1, 3, 4, 4))
+    # A code book without gradient, a number read from a tensor, a tensor changed in place: all reach the output.
+    assert measured.parameters == 4 * 3 + 2 + 1
+    assert measured.dead_names == ("discarded", "overwritten")
+    # Executed all the same.
+    assert measured.flops == 2 * 2 * 3 * 3 * 16
+
+
 def test_operations_by_hand_for_one_image() -> None:
     # 2 operations for each multiply-add; one image of the two; eval mode, so without the extra head.
     expected = 2 * 10 * 12 * (3 * 8 * 9 + 8 * 2)
@@ -101,6 +131,12 @@ def test_the_cut_stages_of_an_smp_encoder_are_dead() -> None:
     assert measured.dead_names == ("encoder.layer3", "encoder.layer4")
     assert measured.dead_parameters == sum(p.numel() for p in dead)
     assert measured.parameters + measured.dead_parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_stages_that_an_smp_encoder_runs_for_nothing_are_dead() -> None:
+    spec = ModelSpec(model="smp:PSPNet", options={"encoder_name": "mobilenet_v2", "encoder_depth": 4})
+    measured = measure(build_model(spec, 5), torch.zeros(1, 3, 64, 64))
+    assert measured.dead_names == tuple(f"encoder.features.{i}" for i in (14, 15, 16, 17, 18))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (0, 3, 4, 4)])

@@ -14,19 +14,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekd.errors import ModelError
-from densekd.taps import preserved
+from densekd.taps import main_output, preserved
 
 
 class Measured(NamedTuple):
     """The cost of a network for one image.
 
     Attributes:
-        parameters: elements of the live parameters: those that the forward pass reads, in eval or in train mode.
+        parameters: elements of the live parameters: those that the output depends on, in eval or in train mode.
         dead_parameters: elements of the others.
         dead_names: the largest modules that hold dead parameters alone, else the parameters' own names.
         flops: operations of one forward pass in eval mode over one image of the example's size; a multiplication and
-            the addition that follows count as two. Convolutions, matrix products and attention are counted;
-            normalisation, activations and up-sampling are not.
+            the addition that follows count as two. Convolutions, matrix products and attention are counted, also
+            those whose result the network throws away; normalisation, activations and up-sampling are not.
     """
 
     parameters: int
@@ -38,9 +38,10 @@ class Measured(NamedTuple):
 def measure(network: nn.Module, example: torch.Tensor) -> Measured:
     """Count live parameters and operations of `network` on the first image of `example`.
 
-    A parameter is live if the forward pass reads it. The network is run in eval mode; where parameters remain that were
-    not read, once more in train mode on two images, because some heads take part only there. Modes, buffers, random
-    state and gradients are as before afterwards.
+    A parameter is live if its value flows into the output; whether a gradient flows back does not matter. Stages that
+    segmentation-models-pytorch keeps at a smaller `encoder_depth`, and in some encoders even runs, are dead. The
+    network is run in eval mode; where dead parameters remain, once more in train mode on two images, because some heads
+    take part only there. Modes, buffers, random state and gradients are as before afterwards.
 
     Args:
         network: takes `(N, 3, h, w)`.
@@ -53,16 +54,19 @@ def measure(network: nn.Module, example: torch.Tensor) -> Measured:
         raise ModelError(f"measure expects images (N, C, h, w) with N >= 1, got shape {tuple(example.shape)}")
     image = example[:1]
     counter = FlopCounterMode(display=False)
+    flow = _Flow(network)
     with preserved(network), torch.no_grad():
         _set_modes(network, False)
         # Plain attention is matrix products, which every version of the counter knows; so are unfused encoder layers.
-        with _plain_attention(), _Reads() as reads, counter:
-            _run(network, image)
-        if any(not reads.has(parameter) for parameter in network.parameters()):
+        with _plain_attention(), flow, counter:
+            output = _run(network, image)
+        flow.arrive(output)
+        if flow.dead():
             _set_modes(network, True)
-            with reads:
-                _run(network, torch.cat([image, image]))
-    dead = {name: p.numel() for name, p in network.named_parameters() if not reads.has(p)}
+            with flow:
+                output = _run(network, torch.cat([image, image]))
+            flow.arrive(output)
+    dead = flow.dead()
     total = sum(parameter.numel() for parameter in network.parameters())
     return Measured(
         parameters=total - sum(dead.values()),
@@ -72,9 +76,9 @@ def measure(network: nn.Module, example: torch.Tensor) -> Measured:
     )
 
 
-def _run(network: nn.Module, images: torch.Tensor) -> None:
+def _run(network: nn.Module, images: torch.Tensor) -> Any:
     try:
-        network(images)
+        return network(images)
     except Exception as error:
         mode = "train" if network.training else "eval"
         shape = tuple(images.shape)
@@ -89,20 +93,56 @@ def _set_modes(network: nn.Module, training: bool) -> None:
         module.training = training
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the storage of every tensor that an operator is given."""
+class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows parameters from operator to operator: for each storage, the set of parameters that its values depend on.
 
-    def __init__(self) -> None:
+    Sets are integers with one bit for each parameter.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._storages: set[int] = set()
+        self._parameters = dict(network.named_parameters())
+        self._sets: dict[int, int] = {}
+        self._arrived = 0
+        for bit, parameter in enumerate(self._parameters.values()):
+            self._sets[_storage(parameter)] = self._sets.get(_storage(parameter), 0) | 1 << bit
 
-    def has(self, parameter: nn.Parameter) -> bool:
-        return _storage(parameter) in self._storages
+    def arrive(self, output: Any) -> None:
+        """Count what `output` depends on as live."""
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)] or [main_output(output)]
+        for leaf in leaves:
+            self._arrived |= self._sets.get(_storage(leaf), 0)
+
+    def dead(self) -> dict[str, int]:
+        """Names and sizes of the parameters that no output so far depends on."""
+        named = enumerate(self._parameters.items())
+        return {name: parameter.numel() for bit, (name, parameter) in named if not self._arrived >> bit & 1}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_leaves((args, kwargs or {}))
-        self._storages.update(_storage(value) for value in given if isinstance(value, torch.Tensor))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        depends = 0
+        for value in tree_leaves((args, kwargs or {})):
+            if isinstance(value, torch.Tensor):
+                depends |= self._sets.get(_storage(value), 0)
+        returned = tree_leaves(result)
+        for value in [*returned, *_written(func, args, kwargs or {})]:
+            if isinstance(value, torch.Tensor):
+                # A storage may have the address of one that is gone: what it holds now is all that counts.
+                self._sets[_storage(value)] = depends
+            elif isinstance(value, (bool, int, float, complex)):
+                # A number read from a tensor: where it goes cannot be followed.
+                self._arrived |= depends
+        return result
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Tensors that the operator changes without returning them."""
+    if not func._schema.is_mutable or func._schema.returns:
+        return []
+    named = zip(func._schema.arguments, args, strict=False)
+    given = [(argument, value) for argument, value in named]
+    given += [(argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs]
+    return tree_leaves([value for argument, value in given if argument.alias_info and argument.alias_info.is_write])
 
 
 def _storage(tensor: torch.Tensor) -> int:
