@@ -10,7 +10,7 @@ from PIL import Image
 
 NAMES = ("sky", "road", "tree")
 COLORS = np.array([[90, 140, 215], [100, 96, 100], [40, 115, 40]])
-NETWORKS = '''
+NETWORKS = """
 from torch import nn
 
 
@@ -29,7 +29,7 @@ def teacher(num_classes: int, width: int = 10) -> nn.Module:
 
 def no_norm(num_classes: int, width: int = 6) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, num_classes, 1))
-'''
+"""
 
 
 def make_place(root: Path, train: int = 10, val: int = 4, classes: int = 3) -> Path:
@@ -74,7 +74,7 @@ def distillation(root: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
         teacher={"model": f"{root}/nets.py:teacher", "checkpoint": str(teacher)},
         terms=[
             {"method": "channelwise", "student": "output", "teacher": "output"},
-            {"method": "channelwise", "student": "2", "teacher": "2", "weight": 1.0, "warmup_steps": 3},
+            {"method": "channelwise", "student": "2", "teacher": "2", "weight": 1.0, "decay": "linear"},
         ],
         preflight={"teacher_images": 4, "on_problem": "warn"},
         **changes,
