@@ -25,6 +25,8 @@ from densekd.errors import ArgumentError
 #: called with (rounds done, rounds in all)
 Progress = Callable[[int, int], None]
 
+ALLOCATOR_SETTINGS = ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+
 
 @dataclass
 class Timing:
@@ -121,11 +123,7 @@ def _on_cpu(event: dict[str, dict[str, int]]) -> bool:
 
 def environment() -> dict[str, str]:
     """The record's environment, with what decides how memory is handed out (page faults can outweigh arithmetic)."""
-    return {
-        **records.environment(),
-        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "not set"),
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "not set"),
-    }
+    return {**records.environment(), **{name: os.environ.get(name, "not set") for name in ALLOCATOR_SETTINGS}}
 
 
 def make_record(
