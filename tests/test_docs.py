@@ -118,7 +118,7 @@ def test_every_method_has_a_page(method: str) -> None:
     page = row_of(method)
     if method == "none":
         return
-    assert page == f"{method}.md"
+    assert page == f"losses/{method}.md"
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert METHODS[method].__name__ in text
     assert method in text
