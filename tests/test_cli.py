@@ -84,13 +84,56 @@ class TestMistakes:
         assert "Traceback" not in err
 
     @pytest.mark.parametrize(
-        "arguments", [["trian"], ["train"], ["train", "demo", "--seed", "x"], ["train", "demo", "--what"]]
+        ("arguments", "told"),
+        [
+            (["trian"], "trian"),
+            (["train"], "RECIPE"),
+            (["train", "demo", "--seed", "x"], "--seed"),
+            (["train", "demo", "--what"], "--what"),
+            (["bench"], "Missing command"),
+            (["bench", "loss", "--threads", "0"], "--threads"),
+        ],
     )
-    def test_usage(self, densekd, arguments):
-        code, _, err = densekd(*arguments)
+    def test_a_mistake_on_the_line_is_one_line_too(self, densekd, arguments, told):
+        code, out, err = densekd(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert told in err
+        assert "--help)" in err
+        assert err.count("\n") == 1
+
+    def test_a_recipe_that_is_not_there_is_not_called_bad_yaml(self, densekd):
+        _, _, err = densekd("train", "demoo")
+        assert err.startswith("error: recipe 'demoo': no such file")
+        assert "YAML" not in err
+
+    def test_the_demo_refuses_a_key_before_it_trains(self, densekd, tmp_path):
+        code, _, err = densekd("demo", "foo=1", "--out", str(tmp_path / "demo"))
         assert code == 2
-        assert "Error: " in err
-        assert "Traceback" not in err
+        assert "unknown key 'foo'" in err
+        code, _, err = densekd("demo", "teacher.model=smp:FPN", "--out", str(tmp_path / "demo"))
+        assert code == 2
+        assert "the keys of its teacher are fixed" in err
+        assert not (tmp_path / "demo").exists()
+
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+    def test_out_of_memory_names_the_knobs(self, densekd, monkeypatch, error):
+        def fail(*_args, **_kwargs):
+            raise error
+
+        monkeypatch.setattr("densekd.config.load_recipe", fail)
+        monkeypatch.setattr("densekd.runs.train", fail)
+        code, _, err = densekd("train", "demo")
+        assert code == 2
+        assert "out of memory" in err
+        assert "train.batch_size" in err
+
+    @pytest.mark.parametrize("of", ["recipe", "record", "study", "bench"])
+    def test_schemas_are_printed(self, densekd, of):
+        code, out, _ = densekd("list", "schema", "--of", of)
+        schema = json.loads(out)
+        assert code == 0
+        assert of == "recipe" or "schema" in schema["properties"]
 
     def test_debug_shows_the_traceback_anywhere_on_the_line(self, densekd):
         with pytest.raises(Exception, match="demoo"):

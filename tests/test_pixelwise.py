@@ -7,6 +7,7 @@ import torch
 
 from densekd import functional as F
 from densekd.errors import ArgumentError, DtypeError, ShapeError
+from densekd.losses import PixelWise
 
 
 def maps(*shape, std=4.0, dtype=torch.float32):
@@ -148,3 +149,46 @@ def test_misuse_is_named(function):
     for arguments, options, error, words in cases:
         with pytest.raises(error, match=words):
             function(*arguments, **options)
+
+
+class TestStandardize:
+    def exact(self, student, teacher, temperature):
+        def z(x):
+            return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7)
+
+        return exact_kl(z(student.double()), z(teacher.double()), temperature)
+
+    @pytest.mark.parametrize("shape", [(2, 19, 6, 7), (1, 2, 5), (3, 4, 2, 3, 2)], ids=str)
+    def test_value_and_gradient_agree_with_float64(self, shape):
+        student, teacher = maps(*shape)
+        value = F.pixelwise_kl(student, teacher, temperature=2.0, standardize=True)
+        exact_student = student.detach().double().requires_grad_()
+        expected = self.exact(exact_student, teacher, 2.0).mean()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+        value.backward()
+        expected.backward()
+        torch.testing.assert_close(student.grad.double(), exact_student.grad, rtol=1e-4, atol=1e-7)
+
+    def test_size_and_offset_of_the_logits_do_not_matter(self):
+        student, teacher = maps(2, 5, 3, 4)
+        one = F.pixelwise_kl(student, teacher, standardize=True)
+        other = F.pixelwise_kl(7.0 * student + 3.0, teacher, standardize=True)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        plain = F.pixelwise_kl(7.0 * student + 3.0, teacher) - F.pixelwise_kl(student, teacher)
+        assert abs(plain.item()) > 0.1
+
+    def test_a_pixel_of_equal_logits_gets_no_gradient_and_nothing_is_nan(self):
+        student, teacher = maps(1, 4, 2, 2)
+        with torch.no_grad():
+            student[0, :, 0, 0] = 3.0
+        F.pixelwise_kl(student, teacher, standardize=True).backward()
+        assert torch.isfinite(student.grad).all()
+        assert not student.grad[0, :, 0, 0].any()
+        assert student.grad[0, :, 1, 1].any()
+
+    def test_module_option(self):
+        student, teacher = maps(2, 5, 3, 4)
+        expected = F.pixelwise_kl(student, teacher, temperature=2.0, standardize=True)
+        assert torch.equal(PixelWise(temperature=2.0, standardize=True)(student, teacher), expected)
+        with pytest.raises(ArgumentError, match="standardize goes with divergence 'kl'"):
+            PixelWise(standardize=True, divergence="mse")

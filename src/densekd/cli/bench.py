@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, QuietFlag
 
-app = typer.Typer(help="Measure on this machine: a table and a record.", no_args_is_help=True)
+app = typer.Typer(help="Measure on this machine: a table and a record.")
 
 
 @app.callback()
@@ -47,7 +48,10 @@ def loss(
             watch.counting("measuring", done, total)
 
         shapes = bench.QUICK_SHAPES if quick else bench.SHAPES
-        record = bench.run(threads=threads, rounds=rounds, shapes=shapes, progress=None if quiet else count)
+        words = ["densekd", "bench", "loss", "--threads", str(threads), "--rounds", str(rounds)]
+        command = shlex.join([*words, *(["--quick"] if quick else [])])
+        progress = None if quiet else count
+        record = bench.run(threads=threads, rounds=rounds, shapes=shapes, progress=progress, command=command)
     files.write_json(out, dump(record))
     if as_json:
         typer.echo(json.dumps(dump(record), indent=2))

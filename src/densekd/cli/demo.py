@@ -56,7 +56,10 @@ def demo(
 
         typer.echo(json.dumps(dump(result.record), indent=2))
         return
-    table(study_rows(result.record), title="demo: drawn street scenes, mIoU in percent on 300 unseen scenes")
+    table(
+        study_rows(result.record),
+        title=f"demo: drawn street scenes, mIoU in percent on {result.record.data['val_count']} unseen scenes",
+    )
     table(class_rows(result.record), title="IoU per class, percent")
     if not quiet:
         complain(f"figure: {result.figure}\nstudy: {result.study}\n{time.monotonic() - begin:.0f} s in all")

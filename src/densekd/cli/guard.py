@@ -29,6 +29,12 @@ def debugging() -> bool:
     return os.environ.get(DEBUG) == "1"
 
 
+def _out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator has no class of its own for this, only its words.
+    words = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words
+
+
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """A command whose errors end as the design says: user errors 2, Ctrl-C 130, SIGTERM 143, defects 1."""
 
@@ -59,6 +65,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if debugging():
                 raise
+            if _out_of_memory(error):
+                complain(f"error: out of memory ({' '.join(str(error).split())[:200] or type(error).__name__})")
+                complain("Lower train.batch_size (and raise train.accumulate), data.augment.crop or data.augment.size")
+                raise SystemExit(2) from None
             complain(f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             complain("This is a defect of densekd. Run again with --debug for the traceback and report it.")
             raise SystemExit(1) from None

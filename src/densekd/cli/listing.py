@@ -13,26 +13,36 @@ from densekd.cli.show import table
 from densekd.cli.training import Json
 
 _THINGS = ("models", "methods", "recipes", "runs", "schema")
+_SCHEMAS = ("recipe", "record", "study", "bench")
 
 
 @guarded
 def list_things(
     what: Annotated[str, typer.Argument(help="models, methods, recipes, runs or schema")],
     folder: Annotated[Path, typer.Option("--folder", help="runs: where to look.")] = Path("runs"),
+    of: Annotated[str, typer.Option("--of", help="schema: recipe, record, study or bench.")] = "recipe",
     as_json: Json = False,
 ) -> None:
-    """List models, methods, recipes or runs, or print the JSON schema of a recipe."""
+    """List models, methods, recipes or runs, or print the JSON schema of a recipe or a record."""
     from densekd.errors import ArgumentError, nearest
 
     if what not in _THINGS:
         raise ArgumentError(f"list {what!r}: unknown{nearest(what, _THINGS)}; one of {', '.join(_THINGS)}")
     if what == "schema":
-        from densekd.config import recipe_schema
-
-        typer.echo(json.dumps(recipe_schema(), indent=2))
+        if of not in _SCHEMAS:
+            raise ArgumentError(f"--of {of!r}: unknown{nearest(of, _SCHEMAS)}; one of {', '.join(_SCHEMAS)}")
+        typer.echo(json.dumps(_schema(of), indent=2))
         return
     rows = {"models": _models, "methods": _methods, "recipes": _recipes}.get(what, lambda: _runs(folder))()
     table(rows, as_json=as_json)
+
+
+def _schema(of: str) -> dict[str, Any]:
+    from densekd import records
+    from densekd.config import recipe_schema
+
+    kinds = {"record": records.RunRecord, "study": records.StudyRecord, "bench": records.BenchRecord}
+    return recipe_schema() if of == "recipe" else kinds[of].model_json_schema(by_alias=True)
 
 
 def _models() -> list[dict[str, Any]]:

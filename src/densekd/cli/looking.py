@@ -58,6 +58,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for masks and overlays.")] = Path("predictions"),
     alpha: Annotated[float, typer.Option("--alpha", min=0.0, max=1.0, help="Strength of the colours.")] = 0.5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files.")] = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
@@ -72,7 +73,16 @@ def predict(
         def count(done: int, total: int) -> None:
             watch.counting("predicting", done, total)
 
-        made = run_predict(opened, inputs, out, alpha=alpha, progress=None if quiet else count, force=force)
+        made = run_predict(
+            opened,
+            inputs,
+            out,
+            batch_size=batch_size,
+            alpha=alpha,
+            progress=None if quiet else count,
+            said=None if quiet else watch.said,
+            force=force,
+        )
     table([one.row() for one in made], as_json=as_json)
     if not quiet:
         complain(f"{len(made)} images: masks and overlays in {out}")

@@ -62,7 +62,25 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to fail
     signal.signal(signal.SIGTERM, _leave)
-    app(args=arguments, prog_name="densekd")
+    raise SystemExit(_call(arguments))
+
+
+def _call(arguments: list[str]) -> int:
+    """Run the command; a mistake on the line itself becomes one line too."""
+    try:
+        return app(args=arguments, prog_name="densekd", standalone_mode=False) or 0
+    except Exception as error:
+        # Usage errors, whichever copy of click typer brings: they say themselves what is wrong.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "densekd"
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message())
+        else:
+            complain(f"error: {' '.join(message().split())} (see: {path} --help)")
+        return int(getattr(error, "exit_code", 2))
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from densekd.config import Recipe
     from densekd.runs import Run
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.", metavar="RECIPE")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key.path=value, e.g. train.batch_size=4", metavar="[KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="key.path=value, e.g. train.batch_size=4", metavar="KEY=VALUE")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/<name>.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's seed.")]
@@ -166,6 +168,7 @@ def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
 def doctor(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    out: Out = None,
     seed: Seed = None,
     quiet: QuietFlag = False,
     as_json: Json = False,
@@ -178,12 +181,13 @@ def doctor(
 
     resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
     require_teacher(resolved)
+    folder = out if out is not None else Path("runs") / resolved.name
     with _watching(quiet) as watch:
         parts = assemble(resolved, watch=watch.checking)
         steps = total_steps(resolved, len(parts.data.train))
         teacher = build_teacher(parts)
         distiller = build_distiller(parts, teacher)
-        readiness = check_readiness(parts, distiller, teacher, steps=steps, watch=watch.examining)
+        readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)
     if not quiet:
         for notice in [*parts.notices, *readiness.notices]:
             complain(notice)

@@ -80,9 +80,11 @@ def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(name, Mapping):
         return dict(plain(name))
     try:
-        raw = _yaml(_read_text(str(name)))
+        text = _read_text(str(name))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {name}: cannot be read ({error})") from None
+    try:
+        raw = _yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,14 @@ class _Scene:
         return self.scores[2] - self.scores[1]
 
 
-def draw_figure(path: Path, recipe: Recipe, teacher: Run, alone: Run, distilled: Run) -> Path:
+def draw_figure(
+    path: Path,
+    recipe: Recipe,
+    teacher: Run,
+    alone: Run,
+    distilled: Run,
+    watch: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Path:
     """Draw the figure of a finished demo.
 
     Scenes are chosen by rule: those at the 90th, 50th and 10th percentile of the gain in mIoU of the distilled
@@ -52,7 +60,11 @@ def draw_figure(path: Path, recipe: Recipe, teacher: Run, alone: Run, distilled:
     data = build_data(recipe.data)
     transform = EvalTransform(recipe.data.augment)
     networks = tuple(run.student() for run in (teacher, alone, distilled))
-    scenes = [_look(data.val, index, transform, networks) for index in range(len(data.val))]
+    scenes = []
+    for index in range(len(data.val)):
+        watch(index, len(data.val))
+        scenes.append(_look(data.val, index, transform, networks))
+    watch(len(data.val), len(data.val))
     ranked = sorted(scenes, key=lambda scene: scene.gain)
     chosen = [ranked[min(len(ranked) - 1, round(q / 100 * (len(ranked) - 1)))] for q in _PERCENTILES]
     rows, lines = [], []

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densekd.config import load_recipe, recipe_digest
+from densekd.config import TeacherSpec, load_recipe, recipe_digest
 from densekd.demo.figure import draw_figure
-from densekd.errors import RunError
+from densekd.errors import ConfigError, RunError
 from densekd.records import StudyRecord
 from densekd.runs import Run, train
 from densekd.runs.execute import Quiet
@@ -55,9 +55,13 @@ def run_demo(
     """
     shared = {key: value for key, value in (overrides or {}).items() if key.startswith(("data.", "runtime."))}
     teacher_recipe = load_recipe("demo-teacher", {**shared, **(teacher_overrides or {})})
+    # Both recipes are checked before the teacher is trained: a mistyped key must not cost minutes.
+    changes = {**(overrides or {}), "teacher.checkpoint": str(folder / "teacher")}
+    recipe = load_recipe("demo", changes)
+    if recipe.teacher is None or recipe.teacher.model_copy(update={"checkpoint": None}) != _plain_teacher():
+        raise ConfigError("demo: the keys of its teacher are fixed; for other networks use `densekd distill`")
     _guard(folder)
     teacher = _teacher(folder / "teacher", teacher_recipe, force, watch("teacher"))
-    recipe = load_recipe("demo", {**(overrides or {}), "teacher.checkpoint": str(teacher.path)})
     runs = run_study(recipe, [ALONE, CHANNELWISE], seeds, folder, force=force, watch=watch)
     data = recipe.data.model_dump(mode="json")
     command = f"densekd demo --seeds {','.join(map(str, seeds))}"
@@ -66,8 +70,12 @@ def run_demo(
     record = study_record("demo", runs, data=data, teacher=teacher.record, command=command)
     study = write_study(folder, record)
     alone, distilled = (made[0] for _, made in runs)
-    figure = draw_figure(folder / "demo.png", recipe, teacher, alone, distilled)
+    figure = draw_figure(folder / "demo.png", recipe, teacher, alone, distilled, watch("figure").evaluating)
     return DemoResult(record, study, figure)
+
+
+def _plain_teacher() -> TeacherSpec | None:
+    return load_recipe("demo").teacher
 
 
 def _guard(folder: Path) -> None:

@@ -21,6 +21,7 @@ def pixelwise_kl(
     teacher: Tensor,
     *,
     temperature: float = 1.0,
+    standardize: bool = False,
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -34,6 +35,10 @@ def pixelwise_kl(
         student: (N, C, *spatial) class logits, C >= 2, any float type and memory format.
         teacher: the same shape; gets no gradient.
         temperature: tau.
+        standardize: first bring the logits of every pixel to mean 0 and standard deviation 1 over the channels,
+            z = (x - mean_c x) / (std_c x + 1e-7) with the unbiased std, in both maps: shapes are compared, sizes
+            are not (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, which takes tau = 2).
+            A pixel whose logits are all equal becomes zeros and gets no gradient.
         mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still
             back-propagates.
         reduction: "mean" divides by the number of valid positions (N * P without a mask);
@@ -53,8 +58,10 @@ def pixelwise_kl(
     tau**2 out.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
-    log_q = torch.log_softmax(_scaled(student, student, teacher, mask, tau), 1)
-    log_p = torch.log_softmax(_scaled(teacher.detach(), student, teacher, mask, tau), 1)
+    s, t = (_working(x, student, teacher, mask) for x in (student, teacher.detach()))
+    if standardize:
+        s, t = _standardized(s), _standardized(t)
+    log_q, log_p = (torch.log_softmax(_scaled(x, tau), 1) for x in (s, t))
     pixels = tau**2 * (log_p.exp() * (log_p - log_q)).sum(1)
     return reduce_positions(pixels, mask, reduction)
 
@@ -74,8 +81,8 @@ def pixelwise_mse(
     Arguments, masking, reductions (denominator: valid positions) and errors are those of `pixelwise_kl`.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
-    q = torch.softmax(_scaled(student, student, teacher, mask, tau), 1)
-    p = torch.softmax(_scaled(teacher.detach(), student, teacher, mask, tau), 1)
+    maps = (_working(x, student, teacher, mask) for x in (student, teacher.detach()))
+    q, p = (torch.softmax(_scaled(x, tau), 1) for x in maps)
     return reduce_positions(tau**2 * (q - p).square().sum(1), mask, reduction)
 
 
@@ -91,11 +98,26 @@ def _check(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | 
     return check_temperature(temperature)
 
 
-def _scaled(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float) -> Tensor:
-    """Centred logits over tau in the working type, held in a range whose sums do not overflow."""
+def _working(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """The map in the working type; void positions are zero."""
     x = x.to(working_type(student, teacher))
-    if mask is not None:
-        # Whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
-        x = torch.where(mask[:, None], x, 0.0)
+    if mask is None:
+        return x
+    # Whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
+    return torch.where(mask[:, None], x, 0.0)
+
+
+def _standardized(x: Tensor) -> Tensor:
+    """Every pixel's logits with mean 0 and standard deviation 1 over the channels; zeros where all are equal."""
+    centred = x - x.mean(1, keepdim=True)
+    variance = centred.square().sum(1, keepdim=True) / (x.shape[1] - 1)
+    flat = variance == 0
+    # The root has no derivative at zero: flat pixels take another value there, and are zeroed after it.
+    deviation = torch.where(flat, 1.0, variance).sqrt() + 1e-7
+    return torch.where(flat, 0.0, centred / deviation)
+
+
+def _scaled(x: Tensor, tau: float) -> Tensor:
+    """Centred logits over tau, held in a range whose sums do not overflow."""
     low = torch.finfo(x.dtype).min / (4 * x.numel() * max(1.0, tau**2))
     return ((x - x.detach().amax(1, keepdim=True)) / tau).clamp(min=low)

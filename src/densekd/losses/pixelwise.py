@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from densekd.errors import ArgumentError
 from densekd.functional import pixelwise_kl, pixelwise_mse
 from densekd.functional.checks import check_choice, check_temperature
 from densekd.losses.base import DistillationLoss
@@ -16,17 +17,22 @@ class PixelWise(DistillationLoss):
 
     Args:
         temperature: of the softmax over classes.
+        standardize: bring every pixel's logits to mean 0 and standard deviation 1 first (only with "kl").
         divergence: "kl", the method itself, or "mse", its ablation (`densekd.functional.pixelwise_mse`).
     """
 
     name: ClassVar[str] = "pixelwise"
     logits_only: ClassVar[bool] = True
 
-    def __init__(self, temperature: float = 1.0, divergence: str = "kl") -> None:
+    def __init__(self, temperature: float = 1.0, standardize: bool = False, divergence: str = "kl") -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
         check_choice("divergence", divergence, ("kl", "mse"))
-        self.divergence = divergence
+        if standardize and divergence != "kl":
+            raise ArgumentError(
+                "PixelWise: standardize goes with divergence 'kl', got divergence 'mse'; drop one of them"
+            )
+        self.standardize, self.divergence = standardize, divergence
 
     def forward(
         self,
@@ -35,8 +41,11 @@ class PixelWise(DistillationLoss):
         labels: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        function = pixelwise_kl if self.divergence == "kl" else pixelwise_mse
-        return function(student_map, teacher_map, temperature=self.temperature, mask=mask)
+        if self.divergence == "mse":
+            return pixelwise_mse(student_map, teacher_map, temperature=self.temperature, mask=mask)
+        return pixelwise_kl(
+            student_map, teacher_map, temperature=self.temperature, standardize=self.standardize, mask=mask
+        )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, divergence={self.divergence!r}"
+        return f"temperature={self.temperature}, standardize={self.standardize}, divergence={self.divergence!r}"
