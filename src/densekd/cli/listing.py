@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import table
 from densekd.cli.training import Json
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _THINGS = ("models", "methods", "recipes", "runs", "schema")
 _SCHEMAS = ("recipe", "record", "study", "bench")
@@ -41,7 +44,11 @@ def _schema(of: str) -> dict[str, Any]:
     from densekd import records
     from densekd.config import recipe_schema
 
-    kinds = {"record": records.RunRecord, "study": records.StudyRecord, "bench": records.BenchRecord}
+    kinds: dict[str, type[BaseModel]] = {
+        "record": records.RunRecord,
+        "study": records.StudyRecord,
+        "bench": records.BenchRecord,
+    }
     return recipe_schema() if of == "recipe" else kinds[of].model_json_schema(by_alias=True)
 
 
