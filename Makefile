@@ -21,8 +21,12 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "densekd needs Python 3.11 or newer, found %d.%d; choose one with: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(CLEAN) $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(CLEAN) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q -r requirements.txt
-	$(CLEAN) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --no-deps -e .
+	@# uv does not read pip's settings: a mirror named there is handed on.
+	@mirror=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}}; \
+	  [ -z "$$mirror" ] || export UV_DEFAULT_INDEX="$$mirror"; export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  echo "installing the pinned requirements into $(VENV)"; \
+	  $(CLEAN) $(BIN)/uv pip install -q -r requirements.txt && \
+	  $(CLEAN) $(BIN)/uv pip install -q --no-deps -e .
 	@touch $(READY)
 
 demo: $(READY)

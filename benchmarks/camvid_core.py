@@ -2,9 +2,9 @@
 
     python benchmarks/camvid_core.py --data PATH/camvid --weights PATH/weights
 
-`--data` holds {train,val}/{images,masks} (the SegNet split of CamVid); `--weights` holds ImageNet-trained encoders that
-expect inputs in [-1, 1]: mobilenet_v2_torchvision.safetensors and mobilenet_v1_025_timm.safetensors. The teacher is trained
-first unless `--teacher` names a finished run. Finished runs are used again; an interrupted one goes on.
+`--data` holds {train,val}/{images,masks} (the SegNet split of CamVid); `--weights` holds ImageNet-trained encoders
+that expect inputs in [-1, 1]: mobilenet_v2_torchvision.safetensors and mobilenet_v1_025_timm.safetensors. The teacher
+is trained first unless `--teacher` names a finished run. Finished runs are used again; an interrupted one goes on.
 """
 
 from __future__ import annotations
