@@ -173,6 +173,7 @@ class Runs:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_that_needs_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     content = {"state_dict": {}, "config": Runs(tmp_path / "was-run")}

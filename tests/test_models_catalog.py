@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from densekd.models.catalog import encoder_names, rows
 from densekd.models.reference import parse_reference
 
 
+@pytest.mark.slow
 def test_every_row_is_a_reference_of_its_library() -> None:
     short = {"smp": "segmentation-models-pytorch"}
     found = rows()

@@ -69,6 +69,7 @@ def test_torchvision_refuses(name: str, options: dict[str, Any], words: str) -> 
         build(f"torchvision:{name}", **options)
 
 
+@pytest.mark.slow
 def test_segformer_from_a_configuration() -> None:
     network, notices = build("transformers:SegformerForSemanticSegmentation", **SMALL)
     found = maps(network, (64, 96))
@@ -77,6 +78,7 @@ def test_segformer_from_a_configuration() -> None:
     assert network.config.num_labels == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -93,6 +95,7 @@ def test_transformers_refuses(name: str, options: dict[str, Any], words: str) ->
         build(f"transformers:{name}", **options)
 
 
+@pytest.mark.slow
 def test_a_folder_of_save_pretrained(tmp_path: Path) -> None:
     saved, _ = build("transformers:SegformerForSemanticSegmentation", **SMALL)
     saved.save_pretrained(tmp_path / "net")
@@ -115,6 +118,7 @@ def test_a_folder_of_save_pretrained(tmp_path: Path) -> None:
         build("transformers:net", folder=tmp_path, hiden_sizes=[8])
 
 
+@pytest.mark.slow
 def test_a_folder_in_half_precision_gives_a_network_in_float32(tmp_path: Path) -> None:
     saved, _ = build("transformers:SegformerForSemanticSegmentation", **SMALL)
     saved.half().save_pretrained(tmp_path / "net")
@@ -122,6 +126,7 @@ def test_a_folder_in_half_precision_gives_a_network_in_float32(tmp_path: Path) -
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     with pytest.raises(ModelError, match=r"transformers:net.*config\.json"):
@@ -137,7 +142,10 @@ def test_timm_is_refused_as_a_segmentation_network() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "shape"),
-    [("resnet18", (64, 96), (1, 512, 2, 3)), ("vit_tiny_patch16_224", (224, 224), (1, 197, 192))],
+    [
+        ("resnet18", (64, 96), (1, 512, 2, 3)),
+        pytest.param("vit_tiny_patch16_224", (224, 224), (1, 197, 192), marks=pytest.mark.slow),
+    ],
 )
 def test_timm_features(name: str, size: tuple[int, int], shape: tuple[int, ...]) -> None:
     network, notices = build(f"timm:{name}", features=True)

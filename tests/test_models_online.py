@@ -55,10 +55,11 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             {"features": True, "pretrained": True},
             r"weights of timm's 'resnet18' cannot be fetched.*give a file in checkpoint",
         ),
-        (
+        pytest.param(
             "transformers:somebody/some-net",
             {},
             r"transformers:somebody/some-net cannot be fetched.*config\.json: no connection.*transformers:FOLDER",
+            marks=pytest.mark.slow,
         ),
     ],
 )

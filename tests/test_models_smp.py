@@ -44,8 +44,8 @@ SLOW = pytest.mark.slow
         ("resnet18", 8),
         ("mobilenet_v2", 16),
         ("tu-mobilenetv3_small_050", 8),
-        ("tu-resnet18", 16),
-        ("resnet18", 32),
+        pytest.param("tu-resnet18", 16, marks=SLOW),
+        pytest.param("resnet18", 32, marks=SLOW),
         pytest.param("resnet18", 16, marks=SLOW),
         pytest.param("mobilenet_v2", 8, marks=SLOW),
         pytest.param("mobilenet_v2", 32, marks=SLOW),
@@ -72,9 +72,9 @@ def test_pspnet_at_an_output_stride_is_the_whole_encoder(encoder: str, stride: i
     ("model", "stride", "logits_stride"),
     [
         ("smp:DeepLabV3", 8, 8),
-        ("smp:DeepLabV3", 16, 16),
+        pytest.param("smp:DeepLabV3", 16, 16, marks=SLOW),
         # These two join a map of stride 4 and give logits there, whatever the encoder's stride.
-        ("smp:DeepLabV3Plus", 8, 4),
+        pytest.param("smp:DeepLabV3Plus", 8, 4, marks=SLOW),
         ("smp:DeepLabV3Plus", 16, 4),
         ("smp:PAN", 16, 4),
     ],
@@ -85,13 +85,14 @@ def test_output_stride_of_other_architectures(
 ) -> None:
     network = build(model, output_stride=stride, **encoder)
     with torch.no_grad():
-        deepest = network.encoder(torch.zeros(1, 3, 128, 192))[-1]
-    assert deepest.shape[-2:] == (128 // stride, 192 // stride)
-    logits, output = shapes(network, 128, 192)
-    assert logits == (1, 5, 128 // logits_stride, 192 // logits_stride)
-    assert output == (1, 5, 128, 192)
+        deepest = network.encoder(torch.zeros(1, 3, 64, 128))[-1]
+    assert deepest.shape[-2:] == (64 // stride, 128 // stride)
+    logits, output = shapes(network, 64, 128)
+    assert logits == (1, 5, 64 // logits_stride, 128 // logits_stride)
+    assert output == (1, 5, 64, 128)
 
 
+@SLOW
 def test_dilation_keeps_the_parameters_and_changes_the_strides_alone() -> None:
     plain = build("smp:PSPNet", encoder_name="resnet18", encoder_depth=5)
     dilated = build("smp:PSPNet", encoder_name="resnet18", output_stride=8)
@@ -159,7 +160,13 @@ def test_the_number_of_classes_is_checked(classes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv3_large_100"]
+    "name",
+    [
+        "mobilenetv1_100",
+        pytest.param("mobilenetv2_100", marks=SLOW),
+        pytest.param("mobilenetv3_small_100", marks=SLOW),
+        pytest.param("mobilenetv3_large_100", marks=SLOW),
+    ],
 )
 def test_width_of_timm_mobilenets(name: str) -> None:
     full = build("smp:FPN", encoder_name=f"tu-{name}", channel_multiplier=1.0)
@@ -206,7 +213,7 @@ def test_encoder_weights_of_torchvision_fit_the_native_encoder(tmp_path: Path) -
         build_model(ModelSpec.model_validate(content), 5, base_folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", pytest.param("convnext_atto", marks=SLOW)])
 def test_encoder_weights_of_timm_fit_its_encoders(tmp_path: Path, name: str) -> None:
     source = timm.create_model(name)
     torch.save(source.state_dict(), tmp_path / "classifier.pth")

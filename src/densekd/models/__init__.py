@@ -5,5 +5,6 @@ from densekd.models.checkpoint import load_checkpoint as load_checkpoint
 from densekd.models.measure import Measured as Measured
 from densekd.models.measure import measure as measure
 from densekd.models.sizes import input_multiple as input_multiple
+from densekd.models.sizes import output_at_any_size as output_at_any_size
 from densekd.models.specs import CheckpointSpec as CheckpointSpec
 from densekd.models.specs import ModelSpec as ModelSpec

@@ -39,7 +39,7 @@ def build_model(
     Args:
         spec: reference, options, checkpoints.
         num_classes: outputs of the network: the number of classes, or 1 for a binary task.
-        base_folder: where relative paths begin; the folder of the recipe.
+        base_folder: where relative paths begin.
         notices: lines for the user are added here; without it they are Python warnings.
 
     Raises:

@@ -34,7 +34,7 @@ def build_from_file(
     """
     reference = f"{path}:{function}"
     if not path.is_file():
-        raise ModelError(f"{reference}: no such file ({path.resolve()}); paths are relative to the recipe's folder")
+        raise ModelError(f"{reference}: no such file ({path.resolve()})")
     say(notices, f"{path} was executed, because the model reference names it")
     with _importable(path.resolve().parent):
         module = _execute(path.resolve())

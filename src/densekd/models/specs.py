@@ -18,7 +18,7 @@ class CheckpointSpec(Spec):
     path: str = Field(
         min_length=1,
         description="a .safetensors file, a file of torch.save or Lightning that holds tensors alone, or the folder "
-        "of a run (its student.safetensors); relative to the recipe's folder",
+        "of a run (its student.safetensors); relative to the folder where the command runs",
     )
     key: str | None = Field(
         default=None,
