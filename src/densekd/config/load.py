@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,21 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, An
     raw = read_recipe(name)
     for key, value in (overrides or {}).items():
         override(raw, key, plain(value))
+    _refuse_infinite(raw)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(lines(error))) from None
     return _with_absolute_paths(recipe)
+
+
+def _refuse_infinite(value: Any, key: str = "") -> None:
+    """NaN and infinities are no values of a recipe, in free options neither: JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"recipe: {key}: expected a finite number, got {value}")
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, entry in entries:
+        _refuse_infinite(entry, f"{key}.{name}".lstrip("."))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -57,7 +68,7 @@ def _absolute(path: str, key: str) -> str:
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Paths made absolute, so that the saved recipe means the same files wherever it is run."""
-    raw = recipe.model_dump(mode="python")
+    raw = recipe.model_dump(mode="json")  # what a file would hold, in free options too
     for role in ("student", "teacher"):
         network = raw.get(role)
         if network is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
+from datetime import date
 from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,6 +59,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+# A date is a text here: no key wants one, and it would be a text after saving.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 def _yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
@@ -68,7 +76,7 @@ def plain(value: Any) -> Any:
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    return str(value) if isinstance(value, PurePath) else value
+    return str(value) if isinstance(value, PurePath | date) else value
 
 
 def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
