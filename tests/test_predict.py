@@ -116,7 +116,7 @@ class TestResults:
         assert (other.height, other.width) == (40, 60)
         assert (np.asarray(Image.open(one.mask)) == np.asarray(Image.open(other.mask))).mean() > 0.97
 
-    def test_images_as_stored_go_through_a_stride_of_32(self, run, photos, tmp_path):
+    def test_images_as_stored(self, run, photos, tmp_path):
         free = tmp_path / "run"
         free.mkdir()
         raw = load_recipe(run.path / "recipe.yaml", {"data.augment.size": None}).model_dump(mode="json")

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 from densekd.data.base import Sample, SegmentationSet
 from densekd.data.specs import AugmentSpec
 from densekd.data.transforms import EvalTransform, TrainTransform
-from densekd.data.views import EvalView, TrainView, eval_collate
-from densekd.errors import DataError
+from densekd.data.views import EvalView, TrainView, eval_collate, of_one_size
 
 SPEC = AugmentSpec(scale=(0.5, 2.0), crop=(20, 20), jitter={"brightness": 0.3, "contrast": 0.3})
 KEYS = [(epoch, index) for epoch in (0, 1) for index in range(6)]
@@ -104,7 +103,7 @@ def test_the_number_of_workers_changes_nothing(workers: int) -> None:
 def test_evaluation_leaves_the_label_as_stored() -> None:
     made = EvalView(Drawn(), EvalTransform(AugmentSpec(size=(10, 12))))
     assert len(made) == 6
-    batch = eval_collate([made[i] for i in (0, 3, 5)])
+    (batch,) = eval_collate([made[i] for i in (0, 3, 5)])
     assert batch["image"].shape == (3, 3, 10, 12)
     assert [tuple(label.shape) for label in batch["labels"]] == [(16, 24), (19, 24), (21, 24)]
     assert batch["index"] == [0, 3, 5]
@@ -112,8 +111,15 @@ def test_evaluation_leaves_the_label_as_stored() -> None:
     assert torch.equal(batch["image"][2], made[5]["image"])
 
 
-def test_images_of_several_sizes_cannot_be_one_evaluation_batch() -> None:
+def test_images_of_several_sizes_form_a_batch_each() -> None:
     made = EvalView(Drawn(), EvalTransform(AugmentSpec()))
-    with pytest.raises(DataError, match=r"images of 16x24 and 17x24.*set data\.augment\.size"):
-        eval_collate([made[0], made[1]])
-    assert eval_collate([made[4]])["image"].shape == (1, 3, 20, 24)
+    batches = eval_collate([made[i] for i in (4, 1, 4, 0, 1)])
+    assert [tuple(batch["image"].shape) for batch in batches] == [(1, 3, 16, 24), (2, 3, 17, 24), (2, 3, 20, 24)]
+    assert [batch["index"] for batch in batches] == [[0], [1, 1], [4, 4]]
+    assert torch.equal(batches[0]["image"][0], made[0]["image"])
+    assert torch.equal(batches[1]["labels"][0], made[1]["label"])
+
+
+def test_neighbours_of_one_size_stay_in_order() -> None:
+    assert list(of_one_size("aabbbca", str, 2)) == [["a", "a"], ["b", "b"], ["b"], ["c"], ["a"]]
+    assert list(of_one_size([], str, 2)) == []

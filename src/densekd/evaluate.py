@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from densekd.data.views import eval_collate
+from densekd.data.views import EvalBatch, eval_collate
 from densekd.metrics import ConfusionMeter
+from densekd.models.sizes import output_at_any_size
 from densekd.records import Scores
-from densekd.taps import main_output
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.training.batcher import leave_signals_to_the_main_process
 
@@ -70,14 +71,18 @@ def confusion(
 ) -> ConfusionMeter:
     """The confusion matrix of `network` over all of `view`.
 
+    Images may have any size and differ in it: those of one size form a batch, and what does not fit the network is
+    padded (`densekd.models.output_at_any_size`). Pixels are counted at the size of the label.
+
     Args:
         view: the images and labels.
+        batch_size: images loaded at a time, and the most in one forward pass.
         watch: called with (images done, images in all) before every batch.
         prepare: applied to a batch of images first (the teacher's own normalisation and size, for instance).
     """
     meter = ConfusionMeter(task.num_classes, task.ignore_index)
     total, done = len(view), 0
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    loader: DataLoader[list[EvalBatch]] = DataLoader(
         view,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
@@ -86,7 +91,7 @@ def confusion(
         generator=torch.Generator().manual_seed(0),
     )
     with evaluation_mode(network), torch.no_grad():
-        for batch in loader:
+        for batch in chain.from_iterable(loader):
             if watch is not None:
                 watch(done, total)
             image = batch["image"].to(device)
@@ -95,18 +100,14 @@ def confusion(
             if prepare is not None:
                 image = prepare(image)
             with autocast(device, precision):
-                output = network(image)
+                output = output_at_any_size(network, image)
             for row, label in enumerate(batch["labels"]):
-                prediction = task.predict(_row(output, row), tuple(label.shape[-2:]))
+                prediction = task.predict(output[row : row + 1], (label.shape[-2], label.shape[-1]))
                 meter.update(prediction[0].cpu(), label)
             done += len(batch["labels"])
     if watch is not None:
         watch(done, total)
     return meter
-
-
-def _row(output: Any, row: int) -> torch.Tensor:
-    return main_output(output)[row : row + 1]
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +18,17 @@ from densekd.data.images import IMAGE_SUFFIXES, check_image, read_image
 from densekd.data.masks import colors_of
 from densekd.data.palette import made_palette
 from densekd.data.scenes import PALETTE
-from densekd.data.specs import AugmentSpec, ScenesDataSpec
+from densekd.data.specs import ScenesDataSpec
 from densekd.data.transforms import EvalTransform
+from densekd.data.views import of_one_size
 from densekd.errors import ArgumentError, DataError, RunError
 from densekd.evaluate import autocast
+from densekd.models.sizes import output_at_any_size
 from densekd.pictures import Color, indexed, legend, overlay, stacked
 from densekd.runs.folder import Run
-from densekd.taps import main_output
 from densekd.tasks.segmentation import SegmentationTask
 
 _LISTED = 10
-_STRIDE = 32
 # Class maps are enlarged to the picture in float32: 2**27 values are half a gigabyte.
 _MOST_VALUES = 2**27
 
@@ -79,9 +79,10 @@ def predict(
 ) -> list[Prediction]:
     """Segment images of any size: `out/masks/NAME.png` and `out/overlays/NAME.png` for each.
 
-    Every file is opened before anything is written. An image is brought to the recipe's size for the network (to
-    multiples of 32 where the recipe has none), and the class map back to the image's size; maps of more than 2**27
-    values are enlarged as far as that, and the ids from there on.
+    Every file is opened before anything is written. An image is brought to the recipe's size, where it has one,
+    and padded to what the network takes, as in an evaluation (`densekd.models.output_at_any_size`); the class map is
+    brought back to the image's size. Maps of more than 2**27 values are enlarged as far as that, and the ids from
+    there on.
 
     Args:
         run: a run with a student; neither its data nor its teacher is needed.
@@ -111,7 +112,8 @@ def predict(
     sizes = _check(list(names))
     student = _Student(run)
     done: list[Prediction] = []
-    for group in _batches(list(names), sizes, batch_size, resized=student.recipe.data.augment.size is not None):
+    resized = student.recipe.data.augment.size
+    for group in of_one_size(names, lambda path: resized or sizes[path], batch_size):
         images = [read_image(path) for path in group]
         for path, image, label in zip(group, images, student.segment(images), strict=True):
             done.append(_write(student, path, names[path], image, label, out, alpha))
@@ -179,20 +181,6 @@ def _check(paths: Sequence[Path]) -> dict[Path, tuple[int, int]]:
     return sizes
 
 
-def _batches(
-    paths: Sequence[Path], sizes: dict[Path, tuple[int, int]], count: int, *, resized: bool
-) -> Iterator[list[Path]]:
-    """Neighbours of one size (any size, where the recipe resizes), up to `count`."""
-    group: list[Path] = []
-    for path in paths:
-        if group and (len(group) == count or not (resized or sizes[path] == sizes[group[0]])):
-            yield group
-            group = []
-        group.append(path)
-    if group:
-        yield group
-
-
 class _Student:
     """The run's student with all that turns an image into class ids and colours."""
 
@@ -205,6 +193,7 @@ class _Student:
         self.classes = tuple(best.iou)
         self.palette = palette_of(self.recipe, self.classes)
         data, runtime = self.recipe.data, self.recipe.runtime
+        self.transform = EvalTransform(data.augment)
         ignore = data.ignore_index if not isinstance(data, ScenesDataSpec) else 255
         self.task = SegmentationTask(self.recipe.task, len(self.classes), ignore, self.classes)
         cuda = runtime.device != "cpu" and torch.cuda.is_available()
@@ -216,18 +205,11 @@ class _Student:
 
     def segment(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Class ids `(H, W)`, int64, of images uint8 `(3, H, W)`."""
-        batch = torch.stack([self._transform(image)(image) for image in images])
+        batch = torch.stack([self.transform(image) for image in images])
         batch = batch.to(self.device).contiguous(memory_format=self.layout)
         with torch.inference_mode(), autocast(self.device, self.precision):
-            logits = main_output(self.network(batch))
+            logits = output_at_any_size(self.network, batch)
             return [self._ids(logits[row : row + 1], image) for row, image in enumerate(images)]
-
-    def _transform(self, image: Tensor) -> EvalTransform:
-        spec: AugmentSpec = self.recipe.data.augment
-        if spec.size is None:
-            size = tuple(max(1, round(side / _STRIDE)) * _STRIDE for side in image.shape[1:])
-            spec = spec.model_copy(update={"size": size})
-        return EvalTransform(spec)
 
     def _ids(self, logits: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[1:]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from densekd.data.base import SegmentationSet
 from densekd.data.keyed import keyed_random
 from densekd.data.transforms import EvalTransform, TrainTransform
-from densekd.errors import DataError
+
+Item = TypeVar("Item")
 
 
 class TrainEntry(TypedDict):
@@ -75,21 +76,32 @@ class EvalView(Dataset[EvalEntry]):
         return {"image": self.transform(image), "label": label, "index": index}
 
 
-def eval_collate(entries: Sequence[EvalEntry]) -> EvalBatch:
-    """Stack the images of a batch; labels stay a list, because their sizes may differ.
+def of_one_size(items: Iterable[Item], size_of: Callable[[Item], object], count: int) -> Iterator[list[Item]]:
+    """Neighbours of one size, in their order and up to `count` at a time: what can be one batch."""
+    group: list[Item] = []
+    for item in items:
+        if group and (len(group) == count or size_of(item) != size_of(group[0])):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
-    Raises:
-        DataError: the images differ in size, so that they cannot be stacked.
+
+def eval_collate(entries: Sequence[EvalEntry]) -> list[EvalBatch]:
+    """Stack the images of each size; one batch per size, small images first, equal ones in their order.
+
+    Labels stay a list, because theirs may differ.
     """
-    sizes = sorted({tuple(entry["image"].shape[1:]) for entry in entries})
-    if len(sizes) > 1:
-        shown = " and ".join(f"{height}x{width}" for height, width in sizes[:2])
-        raise DataError(
-            f"images of {shown} (height x width) in one evaluation batch: set data.augment.size, or evaluate one "
-            "image at a time"
-        )
-    return {
-        "image": torch.stack([entry["image"] for entry in entries]),
-        "labels": [entry["label"] for entry in entries],
-        "index": [entry["index"] for entry in entries],
-    }
+
+    def size(entry: EvalEntry) -> tuple[int, ...]:
+        return tuple(entry["image"].shape[1:])
+
+    return [
+        {
+            "image": torch.stack([entry["image"] for entry in group]),
+            "labels": [entry["label"] for entry in group],
+            "index": [entry["index"] for entry in group],
+        }
+        for group in of_one_size(sorted(entries, key=size), size, len(entries))
+    ]
