@@ -19,6 +19,7 @@ from densekd.errors import ConfigError
 from densekd.losses.catalog import METHODS, make_loss
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
+from densekd.runs.fit import require_fit
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherInput
 
@@ -48,6 +49,11 @@ class Parts:
         stacked = torch.stack(images).to(self.device)
         return stacked.contiguous(memory_format=self.layout)
 
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width of the first training image as it is stored."""
+        height, width = self.data.train.load(0).label.shape
+        return height, width
+
     @property
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.runtime.channels_last else torch.contiguous_format
@@ -75,8 +81,17 @@ def choose_device(recipe: Recipe) -> torch.device:
     return device
 
 
-def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None) -> Parts:
-    """Check and open the data, build task and student (its initial weights depend on the seed alone)."""
+def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None, training: bool = True) -> Parts:
+    """Check and open the data, build task and student (its initial weights depend on the seed alone).
+
+    Args:
+        watch: called with (files checked, files in all).
+        training: the student will be trained: its images must fit it (an evaluation pads them), and a start from
+            random weights is told.
+
+    Raises:
+        ConfigError: the size of the training images does not fit the student.
+    """
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     device = choose_device(recipe)
@@ -87,6 +102,8 @@ def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None)
     student = build_model(recipe.student, task.num_outputs, notices=notices)
     parts = Parts(recipe, data, task, student, device, notices)
     parts.student = parts.to_device(student)
+    if training:
+        require_fit(recipe, student, "student", parts.stored_size)
     return parts
 
 
@@ -124,9 +141,14 @@ def require_teacher(recipe: Recipe) -> TeacherSpec:
 
 
 def build_teacher(parts: Parts) -> nn.Module:
-    """The recipe's teacher with its weights, on the run's device, in eval mode."""
+    """The recipe's teacher with its weights, on the run's device, in eval mode.
+
+    Raises:
+        ConfigError: the size of the training images, or of its own, does not fit it.
+    """
     spec = require_teacher(parts.recipe)
     teacher = build_model(spec, parts.task.num_outputs, notices=parts.notices)
+    require_fit(parts.recipe, teacher, "teacher", parts.stored_size)
     return parts.to_device(teacher).eval()
 
 
