@@ -68,6 +68,12 @@ class TestTrain:
         with pytest.raises(RunError, match="no such split; did you mean 'val'"):
             score_run(teacher, "vall")
 
+    def test_a_mistyped_split_is_told_before_any_file_is_opened(self, teacher):
+        further = {"data.extra": {"drive-7": {"split": "val"}}}
+        with pytest.raises(RunError, match="no such split; did you mean 'drive-7'.*there are val, train, drive-7"):
+            score_run(teacher, "drive7", {**further, "data.root": "/nowhere/at/all"})
+        assert score_run(teacher, "drive-7", further).images == 4
+
     def test_a_recipe_with_a_teacher_says_that_it_is_not_used(self, place, teacher, tmp_path):
         run = train(distillation(place, teacher.path), out=tmp_path / "run", train__steps=1)
         assert "train: the recipe's teacher and terms are not used: the student is trained alone" in run.record.warnings

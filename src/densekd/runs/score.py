@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from densekd.config import load_recipe
+from densekd.data.specs import FolderSpec
 from densekd.errors import RunError, nearest
 from densekd.evaluate import evaluate
 from densekd.records import Scores
@@ -28,10 +29,13 @@ def score_run(
         RunError: the run has no student yet, or no split of that name.
     """
     best = {"student": run.student_spec.model_dump(mode="json")}
-    parts = assemble(load_recipe(run.path / "recipe.yaml", {**(overrides or {}), **best}))
+    recipe = load_recipe(run.path / "recipe.yaml", {**(overrides or {}), **best})
+    extra = recipe.data.extra if isinstance(recipe.data, FolderSpec) else {}
+    names = ["val", "train", *extra]
+    if split not in names:
+        raise RunError(f"--split {split!r}: no such split{nearest(split, names)}; there are {', '.join(names)}")
+    parts = assemble(recipe, training=False)
     splits = {"val": parts.data.val, "train": parts.data.train, **parts.data.extra}
-    if split not in splits:
-        raise RunError(f"--split {split!r}: no such split{nearest(split, splits)}; there are {', '.join(splits)}")
     runtime = parts.recipe.runtime
     return evaluate(
         parts.student,
