@@ -85,11 +85,11 @@ def test_output_stride_of_other_architectures(
 ) -> None:
     network = build(model, output_stride=stride, **encoder)
     with torch.no_grad():
-        deepest = network.encoder(torch.zeros(1, 3, 64, 128))[-1]
-    assert deepest.shape[-2:] == (64 // stride, 128 // stride)
-    logits, output = shapes(network, 64, 128)
-    assert logits == (1, 5, 64 // logits_stride, 128 // logits_stride)
-    assert output == (1, 5, 64, 128)
+        deepest = network.encoder(torch.zeros(1, 3, 128, 128))[-1]
+    assert deepest.shape[-2:] == (128 // stride, 128 // stride)
+    logits, output = shapes(network, 128, 128)
+    assert logits == (1, 5, 128 // logits_stride, 128 // logits_stride)
+    assert output == (1, 5, 128, 128)
 
 
 @SLOW
