@@ -385,6 +385,24 @@ class TestRefusals:
         with pytest.raises(RunError, match="teacher's weights are other ones"):
             distill(asked, out=tmp_path / "run", resume=True)
 
+    @pytest.mark.parametrize("changed", [False, True])
+    def test_a_teacher_without_a_file_of_weights(self, place, tmp_path, changed):
+        code = (place / "nets.py").read_text()
+        code += "\n\ndef known(num_classes):\n    net = teacher(num_classes)\n    nn.init.constant_(net[3].bias, 0.5)\n"
+        code += "    return net\n"
+        (tmp_path / "own.py").write_text(code)
+        asked = distillation(place, place / "teacher")
+        asked["teacher"] = {"model": f"{tmp_path}/own.py:known"}
+        with pytest.raises(Interrupted):
+            distill(asked, out=tmp_path / "run", progress=StopAt(1))
+        assert len(Run.load(tmp_path / "run").record.teacher.sha256) == 64
+        if changed:
+            (tmp_path / "own.py").write_text(code.replace("0.5", "0.25"))
+            with pytest.raises(RunError, match="teacher's weights are other ones"):
+                distill(asked, out=tmp_path / "run", resume=True)
+        else:
+            assert distill(asked, out=tmp_path / "run", resume=True).record.status == "done"
+
     def test_nothing_to_resume(self, place, tmp_path):
         with pytest.raises(RunError, match="nothing to resume"):
             train(recipe(place), out=tmp_path / "run", resume=True)

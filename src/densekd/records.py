@@ -55,7 +55,7 @@ class NetworkCost(_Record):
 
 class TeacherCost(NetworkCost):
     miou: float | None = None
-    sha256: str = ""
+    sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
 
 
 class RunRecord(_Record):

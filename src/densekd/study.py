@@ -14,6 +14,7 @@ from densekd import files
 from densekd.config import Recipe, recipe_digest
 from densekd.data.keyed import keyed_seed
 from densekd.errors import RunError
+from densekd.models.digest import weights_digest
 from densekd.records import (
     BestScores,
     Gain,
@@ -27,8 +28,8 @@ from densekd.records import (
     environment,
 )
 from densekd.runs import Run, distill, train
+from densekd.runs.assemble import load_teacher
 from densekd.runs.execute import Quiet, resolve
-from densekd.runs.execution import teacher_digest
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,23 @@ def _one(method: Method, recipe: Recipe, path: Path, force: bool, progress: Quie
     same = recipe_digest(Run(path).recipe) == recipe_digest(recipe)
     if same and (path / "record.json").is_file():
         record = Run.load(path).record
-        # The recipe names the teacher's file; only its digest tells whether it is still the same teacher.
-        same = method.kind == "train" or (
-            record.teacher is not None and record.teacher.sha256 == teacher_digest(recipe)
-        )
+        same = method.kind == "train" or _same_teacher(record, recipe)
         if same and record.status == "done":
             return Run.load(path)
     if not same and not force:
         raise RunError(f"{path}: a run with another recipe or teacher; use --force to start it again, or another --out")
     return call(recipe, out=path, resume=same, force=not same, progress=progress)
+
+
+def _same_teacher(record: RunRecord, recipe: Recipe) -> bool:
+    """The recipe names where the teacher is; only the digest of its weights tells whether it is the same."""
+    scores = record.best or record.final
+    if record.teacher is None:
+        return False
+    if scores is None:  # stopped before its first evaluation: the resume compares the teachers
+        return True
+    outputs = 1 if recipe.task.binary else len(scores.iou)
+    return record.teacher.sha256 == weights_digest(load_teacher(recipe, outputs, []))
 
 
 def paired_gain(values: Sequence[float], baseline: Sequence[float], samples: int = 10_000) -> Gain:

@@ -140,14 +140,25 @@ def require_teacher(recipe: Recipe) -> TeacherSpec:
     return recipe.teacher
 
 
+def load_teacher(recipe: Recipe, outputs: int, notices: list[str]) -> nn.Module:
+    """The recipe's teacher with its weights; those it has none for depend on the seed alone.
+
+    Args:
+        outputs: channels of its class map.
+        notices: lines for the user are added here.
+    """
+    spec = require_teacher(recipe)
+    torch.manual_seed(keyed_seed(recipe.seed, "teacher"))
+    return build_model(spec, outputs, notices=notices)
+
+
 def build_teacher(parts: Parts) -> nn.Module:
     """The recipe's teacher with its weights, on the run's device, in eval mode.
 
     Raises:
         ConfigError: the size of the training images, or of its own, does not fit it.
     """
-    spec = require_teacher(parts.recipe)
-    teacher = build_model(spec, parts.task.num_outputs, notices=parts.notices)
+    teacher = load_teacher(parts.recipe, parts.task.num_outputs, parts.notices)
     require_fit(parts.recipe, teacher, "teacher", parts.stored_size)
     return parts.to_device(teacher).eval()
 

@@ -14,6 +14,7 @@ from densekd.config import Recipe, recipe_digest
 from densekd.data.base import SegmentationSet
 from densekd.errors import RunError
 from densekd.evaluate import evaluate
+from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
 from densekd.records import Cost, NetworkCost, RunRecord, Scores, TeacherCost, environment
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
@@ -52,6 +53,7 @@ class Execution:
         self.progress, self.resumed, self.before = progress, resumed, before
         self.steps = total_steps(self.recipe, len(parts.data.train))
         self.readiness: Readiness | None = None
+        self.teacher_digest = ""
         self.terms: list[tuple[str, TermSpec]] = []
         self.warnings: list[str] = []
 
@@ -101,6 +103,7 @@ class Execution:
             self._say_notices()
             return Alone(self.parts.student, self.parts.task), None
         network = build_teacher(self.parts)
+        self.teacher_digest = weights_digest(network)
         measured = self.parts.measured(network)
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
@@ -225,7 +228,7 @@ class Execution:
         return f"cpu, {torch.get_num_threads()} threads"
 
     def _teacher_cost(self, measured: Measured) -> TeacherCost:
-        digest = teacher_digest(self.recipe)
+        digest = self.teacher_digest
         began = self.before.teacher if self.before is not None else None
         if began is not None and began.sha256 != digest:
             raise RunError(
@@ -245,16 +248,6 @@ class Execution:
                 "teacher_seconds_per_step": teacher,
             }
         )
-
-
-def teacher_digest(recipe: Recipe) -> str:
-    """SHA-256 of the file of the teacher's weights; empty where the recipe names none."""
-    checkpoint = recipe.teacher.checkpoint if recipe.teacher is not None else None
-    if checkpoint is None:
-        return ""
-    path = Path(checkpoint.path)
-    path = path / "student.safetensors" if path.is_dir() else path
-    return files.sha256_file(path) if path.is_file() else ""
 
 
 def _network_cost(measured: Measured) -> NetworkCost:
