@@ -149,6 +149,7 @@ def recipe(root: Path, crop: list[int] | None) -> dict[str, Any]:
 def test_a_run_on_photographs_of_mixed_sizes_as_stored(tmp_path: Path) -> None:
     root = photographs(tmp_path / "data")
     run = train(recipe(root, [64, 64]), out=tmp_path / "run")
+    assert any(line.startswith("student: all weights start at random") for line in run.record.warnings)
     best = run.record.best.model_dump()
     best.pop("step")
     assert best["images"] == 4

@@ -20,6 +20,7 @@ from densekd.losses.catalog import METHODS, make_loss
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
 from densekd.runs.fit import require_fit
+from densekd.runs.start import WEIGHT_OPTIONS, random_start
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherInput
 
@@ -103,15 +104,13 @@ def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None,
     parts = Parts(recipe, data, task, student, device, notices)
     parts.student = parts.to_device(student)
     if training:
+        notices.extend(random_start(recipe))
         require_fit(recipe, student, "student", parts.stored_size)
     return parts
 
 
-_WEIGHT_OPTIONS = ("encoder_weights", "weights", "weights_backbone", "pretrained")
-
-
 def _has_weights(spec: TeacherSpec) -> bool:
-    if spec.checkpoint is not None or spec.untrained or any(spec.options.get(key) for key in _WEIGHT_OPTIONS):
+    if spec.checkpoint is not None or spec.untrained or any(spec.options.get(key) for key in WEIGHT_OPTIONS):
         return True
     # A hub name brings its weights; a file's function is the user's own business.
     return (spec.model.startswith("transformers:") and "/" in spec.model) or ".py:" in spec.model
