@@ -148,6 +148,19 @@ class TestHealthy:
         assert found.teacher_miou is None
         assert "not examined" in next(row for row in found.rows() if row["what"] == "teacher")["value"]
 
+    @pytest.mark.parametrize("tokens", [False, True])
+    def test_teacher_of_features_is_not_scored_and_that_is_said(self, ready, place, tokens):
+        last = "nn.Flatten(2)" if tokens else "nn.Identity()"
+        code = f"\n\ndef features(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 7, 3, padding=1), {last})\n"
+        (place / "features.py").write_text("from torch import nn\n" + code)
+        terms = [{"method": "channelwise", "student": "2", "teacher": "0"}]
+        found = ready(teacher={"model": f"{place}/features.py:features"}, terms=terms)
+        assert (found.problems, found.exam, found.teacher_miou) == ([], None, None)
+        said = "teacher gives features: not scored (its output is a tensor of shape (1, 7, "
+        assert [line for line in found.notices if line.startswith(f"pre-flight: {said}")]
+        assert next(row for row in found.rows() if row["what"] == "teacher")["value"].startswith(said)
+        assert found.forecast is not None
+
     def test_teacher_with_its_own_size_and_normalisation(self, ready):
         found = ready(
             teacher__size=[36, 48], teacher__mean=[0.485, 0.456, 0.406], teacher__std=[0.229, 0.224, 0.225],

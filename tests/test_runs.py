@@ -127,6 +127,19 @@ class TestDistill:
         assert any("only 4 images" in line for line in record.warnings)
         assert not any("teacher" in name for name in files.read_tensors(run.weights))
 
+    @pytest.mark.slow
+    def test_a_teacher_of_features(self, place, tmp_path):
+        asked = distillation(place, place / "x")
+        options = {"features": True, "pretrained": False}
+        asked["teacher"] = {"model": "timm:test_resnet", "options": options, "untrained": True}
+        asked["terms"] = [{"method": "feature", "student": "2", "teacher": "layer2"}]
+        asked["preflight"] = {"teacher_images": 4}
+        record = distill(asked, out=tmp_path / "run", train__steps=2).record
+        assert (record.status, record.teacher.miou, record.preflight["teacher"]) == ("done", None, None)
+        assert len(record.teacher.sha256) == 64
+        assert len([line for line in record.warnings if "teacher gives features: not scored" in line]) == 1
+        assert any("gives features" in line for line in record.preflight["notices"])
+
     def test_a_problem_stops_it_before_anything_is_written(self, place, tmp_path):
         asked = distillation(place, place / "x")
         asked["teacher"] = {"model": f"{place}/nets.py:teacher", "untrained": True}

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densekd.distiller import Distiller
 from densekd.doctor import Report, preflight
 from densekd.errors import DensekdError
-from densekd.evaluate import autocast, some_of
+from densekd.evaluate import autocast, evaluation_mode, some_of
 from densekd.runs.assemble import Parts
 from densekd.runs.forecast import Forecast, forecast, training_batch
-from densekd.taps import preserved
+from densekd.taps import holds_class_map, main_output, preserved
+from densekd.taps.outputs import describe
 from densekd.teacher_exam import Exam, examine_teacher
 
 
@@ -31,11 +32,12 @@ class Readiness:
 
     Attributes:
         report: the terms on one training batch (`densekd.preflight`).
-        exam: the teacher on a few validation images; None when the recipe asks for none.
+        exam: the teacher on a few validation images; None when the recipe asks for none, or `unscored` says why.
         forecast: what the run will cost; None when the forward pass itself fails (`problems` says how).
         problems: sentences, each with its cause and what to do; a run that stops on problems stops on any of them.
         notices: worth knowing, and not said before.
         seconds: time the checks took.
+        unscored: why a teacher that should be examined was not; else empty.
     """
 
     report: Report
@@ -45,6 +47,7 @@ class Readiness:
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    unscored: str = ""
 
     @property
     def teacher_miou(self) -> float | None:
@@ -77,7 +80,7 @@ class Readiness:
 
     def _teacher_rows(self) -> Iterator[dict[str, str]]:
         if self.exam is None:
-            yield _row("teacher", "not examined (preflight.teacher_images is 0)", "-")
+            yield _row("teacher", self.unscored or "not examined (preflight.teacher_images is 0)", "-")
             return
         named = ", ".join(problem.split(":")[0] for problem in self.exam.problems)
         found = f"mIoU {100 * self.exam.miou:.1f}, pixel accuracy {100 * self.exam.pixel_accuracy:.1f}"
@@ -141,7 +144,8 @@ def check_readiness(
 
     On the run's first training batch: `densekd.preflight`, and a few timed steps. On
     `recipe.preflight.teacher_images` validation images: `densekd.teacher_exam.examine_teacher`, the teacher with its
-    own input, against the student where that starts from a checkpoint.
+    own input, against the student where that starts from a checkpoint. A teacher that gives features has no class map
+    to score: a notice says so.
 
     Args:
         parts: data, task, student and device of the run.
@@ -161,7 +165,10 @@ def check_readiness(
     }
     with autocast(parts.device, recipe.runtime.precision):
         report = preflight(distiller, on_device, lambda output, labels: task.loss(output, labels)[0])
-    exam = _exam(parts, distiller, teacher, watch) if recipe.preflight.teacher_images else None
+    exam, unscored = None, ""
+    if recipe.preflight.teacher_images:
+        unscored = _gives_features(parts, distiller, teacher, on_device["image"][:1])
+        exam = None if unscored else _exam(parts, distiller, teacher, watch)
     cost = None
     if all(term.value is not None for term in report.terms):
         cost = forecast(parts, distiller, batch, data_seconds, steps, folder or Path.cwd())
@@ -173,7 +180,20 @@ def check_readiness(
         )
     notices = [notice for notice in report.notices if notice not in distiller.notices]
     notices += [] if exam is None else exam.notices
-    return Readiness(report, exam, cost, steps, problems, notices, time.perf_counter() - begin)
+    notices += [f"pre-flight: {unscored}"] if unscored else []
+    return Readiness(report, exam, cost, steps, problems, notices, time.perf_counter() - begin, unscored)
+
+
+def _gives_features(parts: Parts, distiller: Distiller, teacher: nn.Module, image: Tensor) -> str:
+    """What to say of a teacher whose output is no map of the task's classes; empty where it is one."""
+    image = image if distiller.teacher_images is None else distiller.teacher_images(image)
+    precision = autocast(parts.device, parts.recipe.runtime.precision)
+    with preserved(teacher), evaluation_mode(teacher), torch.no_grad(), precision:
+        output = teacher(image)
+    expected = parts.task.num_outputs
+    if holds_class_map(output) and main_output(output).shape[1] == expected:
+        return ""
+    return f"teacher gives features: not scored (its output is {describe(output)}, a class map has {expected} channels)"
 
 
 def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callable[[int, int], None] | None) -> Exam:
