@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from densekd.metrics import ConfusionMeter
 from densekd.models.sizes import output_at_any_size
 from densekd.records import Scores
 from densekd.tasks.segmentation import SegmentationTask
-from densekd.training.batcher import leave_signals_to_the_main_process
+from densekd.training.batcher import leave_signals_to_the_main_process, loaded
 
 
 class View(Protocol):
@@ -90,8 +90,8 @@ def confusion(
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator().manual_seed(0),
     )
-    with evaluation_mode(network), torch.no_grad():
-        for batch in chain.from_iterable(loader):
+    with closing(loaded(loader)) as batches, evaluation_mode(network), torch.no_grad():
+        for batch in chain.from_iterable(batches):
             if watch is not None:
                 watch(done, total)
             image = batch["image"].to(device)

@@ -8,13 +8,15 @@ epochs, so that no image is dropped. A resume starts the stream in the middle: t
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from densekd.data.keyed import keyed_seed
+
+T = TypeVar("T")
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
@@ -51,10 +53,25 @@ class _Positions(Sampler[list[tuple[int, int]]]):
 def leave_signals_to_the_main_process(_worker: int) -> None:
     """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
 
-    They end when the main process closes their queue or is gone.
+    They end when the main process closes their queue (see `loaded`) or is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def loaded(loader: DataLoader[T]) -> Generator[T, None, None]:
+    """What a loader gives, its processes ended when the iteration is over, left by an exception, or closed.
+
+    Processes that ignore SIGTERM would otherwise keep an interrupted program from ending: Python terminates them
+    by that signal and waits.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
+        if end is not None:
+            end()
 
 
 class View(Protocol):
@@ -89,8 +106,8 @@ class Batcher:
         self.view, self.size, self.batch_size, self.seed = view, size, batch_size, seed
         self.workers, self.rank, self.world, self.pin_memory = workers, rank, world, pin_memory
 
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """Micro-batches `first` .. `last - 1`, each a dict of stacked tensors."""
+    def batches(self, first: int, last: int) -> Generator[dict[str, Any], None, None]:
+        """Micro-batches `first` .. `last - 1`, each a dict of stacked tensors. Close it to end its processes."""
         sampler = _Positions(self.size, self.batch_size, self.seed, first, last, self.rank, self.world)
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self.view,  # type: ignore[arg-type]
@@ -101,7 +118,7 @@ class Batcher:
             # The loader draws a base seed for its workers: from here, not from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
-        return iter(loader)
+        return loaded(loader)
 
     def epochs(self, micro_batches: int) -> float:
         """Passes over the training images that so many micro-batches make."""

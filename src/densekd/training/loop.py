@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,8 +56,11 @@ class Loop:
             NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands.
         """
         micro = self.spec.accumulate
-        batches = self.batcher.batches(position.taken * micro, self.steps * micro)
         self._saved = (position.taken, position.evaluated) if position.taken else None
+        with closing(self.batcher.batches(position.taken * micro, self.steps * micro)) as batches:
+            return self._run(position, batches)
+
+    def _run(self, position: Position, batches: Iterator[dict[str, Any]]) -> Position:
         while True:
             if self._evaluation_due(position):
                 self._evaluate(position)
