@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import ExitStack
+import multiprocessing
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
@@ -96,6 +97,25 @@ class TestBatcher:
         halves = [self.keys(0, 3, rank=rank, world=2) for rank in (0, 1)]
         joined = [one for pair in zip(*halves, strict=True) for one in pair]
         assert joined == self.keys(0, 6)
+
+    @pytest.mark.parametrize("leave", ["closed", "by an error"])
+    def test_no_process_outlives_an_iteration_that_is_left(self, leave):
+        before = set(multiprocessing.active_children())
+        batches = Batcher(self.View(), 7, 3, seed=5, workers=2).batches(0, 9)
+        if leave == "closed":
+            next(batches)
+            assert len(set(multiprocessing.active_children()) - before) == 2
+            batches.close()
+        else:
+
+            def left() -> None:
+                with closing(batches):
+                    next(batches)
+                    raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                left()
+        assert set(multiprocessing.active_children()) == before
 
     def test_a_batch_larger_than_the_data_set(self):
         batcher = Batcher(self.View(), 2, 5, seed=0)
