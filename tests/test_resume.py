@@ -358,6 +358,16 @@ class TestCheckpoints:
         assert all(torch.isfinite(v).all() for v in files.read_tensors(newest / "student.safetensors").values())
 
 
+def test_a_checkpoint_is_due_by_the_clock_too(place, tmp_path):
+    spec = {**recipe(place)["train"], "checkpoint_every": 1000, "evaluate_every": None}
+    for minutes, kept in ((1e-9, 2), (60.0, 1)):
+        out = tmp_path / str(minutes)
+        train(recipe(place, train={**spec, "checkpoint_minutes": minutes}), out=out)
+        assert len(list((out / "checkpoints").glob("step-*"))) == kept, minutes
+    logs = [log_without_times(tmp_path / name) for name in ("1e-09", "60.0")]
+    assert logs[0] == logs[1]
+
+
 class TestRefusals:
     def test_another_recipe_names_the_keys(self, place, tmp_path):
         with pytest.raises(Interrupted):

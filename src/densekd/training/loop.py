@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from densekd import files
@@ -47,6 +48,7 @@ class Loop:
     signals: StopSignals
     _saved: tuple[int, bool] | None = None
     """Steps and evaluation of the newest checkpoint: it need not be written again."""
+    _saved_at: float = field(default_factory=time.monotonic)
 
     def run(self, position: Position) -> Position:
         """Train from `position` to the last step.
@@ -65,7 +67,7 @@ class Loop:
             if self._evaluation_due(position):
                 self._evaluate(position)
                 self._save(position)
-            elif position.taken and position.taken % self.spec.checkpoint_every == 0:
+            elif position.taken and self._checkpoint_due(position):
                 self._save(position)
             if position.taken == self.steps:
                 return position
@@ -98,12 +100,17 @@ class Loop:
         position.evaluated = True
         self.progress.evaluated(position.taken, scores, best)
 
+    def _checkpoint_due(self, position: Position) -> bool:
+        # By the clock too: with seconds a step, a count of steps alone could lose an hour to a kill.
+        waited = time.monotonic() - self._saved_at
+        return position.taken % self.spec.checkpoint_every == 0 or waited >= 60 * self.spec.checkpoint_minutes
+
     def _save(self, position: Position) -> None:
         if self._saved == (position.taken, position.evaluated):
             return
         self.recorder.write_log()
         self.checkpointer.save(self.stepper, position)
-        self._saved = (position.taken, position.evaluated)
+        self._saved, self._saved_at = (position.taken, position.evaluated), time.monotonic()
         self.recorder.update(**scores_of(position))
 
     def leave_if_asked(self, position: Position) -> None:

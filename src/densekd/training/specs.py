@@ -90,6 +90,9 @@ class TrainSpec(Spec):
     checkpoint_every: PositiveInt = Field(
         default=200, description="steps between checkpoints; evaluations save one too"
     )
+    checkpoint_minutes: PositiveFloat = Field(
+        5.0, description="minutes after which a checkpoint is saved in any case; where it falls changes no result"
+    )
     log_every: PositiveInt = Field(default=1, description="steps between rows of log.csv")
 
     @model_validator(mode="after")
