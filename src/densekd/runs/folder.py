@@ -13,6 +13,7 @@ from densekd.errors import RunError
 from densekd.models.build import build_model
 from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
+from densekd.report import write_report
 
 _OWN = {"recipe.yaml", "record.json", "log.csv", "checkpoints", "student.safetensors", "report.html"}
 
@@ -76,6 +77,10 @@ class Run:
             raise RunError(f"{self.path}: no student was evaluated yet; the run's status is {self.record.status!r}")
         outputs = 1 if recipe.task.binary else len(scores.iou)
         return build_model(self.student_spec, outputs, notices=[]).eval()
+
+    def report(self) -> Path:
+        """Write the run's page, `report.html`, from its record and log; returns its path."""
+        return write_report(self.path, self.record)
 
     @property
     def student_spec(self) -> ModelSpec:
