@@ -118,10 +118,15 @@ def build_modules(
     device: torch.device,
     dtype: torch.dtype,
 ) -> TermModules:
-    """The adapter and the bound loss of one term; what a loss draws while it is bound is keyed by the term's name."""
+    """The adapter and the bound loss of one term; what a loss draws while it is bound is keyed by the term's name.
+
+    A loss that compares maps whatever their channels gets the student's own: an adapter would be one more thing
+    to learn.
+    """
     channels, shape = adapted_shapes(plan, classes)
-    adapter = Adapter(channels, shape[1], name=term.name, device=device, dtype=dtype)
-    term.loss.bind(shape, shape, num_classes)
+    adapted = shape[1] if term.loss.equal_channels else channels
+    adapter = Adapter(channels, adapted, name=term.name, device=device, dtype=dtype)
+    term.loss.bind(Size((shape[0], adapted, *shape[2:])), shape, num_classes)
     return TermModules(adapter, term.loss).to(device)
 
 

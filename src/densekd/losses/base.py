@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A network that plays against the student, and how the training loop trains it.
+
+    * `network`: has its own optimiser and is never part of `distiller.parameters()`.
+    * `loss`: its loss on the maps of the last forward pass, which it sees detached: a scalar to minimise.
+    * `lr`, `betas`: of its Adam; the rate follows the schedule of the run.
+    """
+
+    network: nn.Module
+    loss: Callable[[], Tensor]
+    lr: float
+    betas: tuple[float, float]
 
 
 class DistillationLoss(nn.Module):
@@ -16,15 +33,17 @@ class DistillationLoss(nn.Module):
 
     #: name on the command line and in recipes
     name: ClassVar[str]
-    #: what `forward` needs beside the maps, for instance {"labels"}
-    needs: ClassVar[frozenset[str]] = frozenset()
+    #: what `forward` needs beside the maps, for instance {"labels"}; an instance may need less or more by its options
+    needs: frozenset[str] = frozenset()
     #: True where the channels must be classes: such a loss is refused on feature maps
     logits_only: ClassVar[bool] = False
+    #: False where maps of different channel counts can be compared: the student's map then gets no 1x1 convolution
+    equal_channels: ClassVar[bool] = True
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
         """Called once, before training, with the shapes of the adapted maps, to build what depends on them."""
 
-    def adversary(self) -> None:
+    def adversary(self) -> Adversary | None:
         """A network that plays against the student, with its own loss and optimiser; most losses have none."""
         return None
 
