@@ -39,6 +39,9 @@ class DistillationLoss(nn.Module):
     logits_only: ClassVar[bool] = False
     #: False where maps of different channel counts can be compared: the student's map then gets no 1x1 convolution
     equal_channels: ClassVar[bool] = True
+    #: how time and memory grow, constants left out: N images, C channels (K where they must be classes), P positions;
+    #: for instance "N C P"; empty where nobody said
+    cost: ClassVar[str] = ""
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
         """Called once, before training, with the shapes of the adapted maps, to build what depends on them."""

@@ -20,6 +20,7 @@ class ChannelWise(DistillationLoss):
     """
 
     name: ClassVar[str] = "channelwise"
+    cost: ClassVar[str] = "N C P"
 
     def __init__(self, temperature: float = 4.0, divergence: str = "kl") -> None:
         super().__init__()

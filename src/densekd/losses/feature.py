@@ -14,6 +14,7 @@ class FeatureMimic(DistillationLoss):
     """Mean squared difference of the maps; see `densekd.functional.feature_mse`."""
 
     name: ClassVar[str] = "feature"
+    cost: ClassVar[str] = "N C P"
 
     def forward(
         self,

@@ -23,6 +23,7 @@ class PixelWise(DistillationLoss):
 
     name: ClassVar[str] = "pixelwise"
     logits_only: ClassVar[bool] = True
+    cost: ClassVar[str] = "N K P"
 
     def __init__(self, temperature: float = 1.0, standardize: bool = False, divergence: str = "kl") -> None:
         super().__init__()
