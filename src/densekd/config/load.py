@@ -82,4 +82,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     data = raw["data"]
     if data.get("root"):
         data["root"] = _absolute(data["root"], "data.root")
+    unlabelled = data["unlabelled"]
+    if unlabelled is not None and "root" in unlabelled:
+        unlabelled["root"] = _absolute(unlabelled["root"], "data.unlabelled.root")
     return Recipe.model_validate(raw)

@@ -9,19 +9,23 @@ from pathlib import Path
 import torch
 
 from densekd.data.base import SegmentationSet
-from densekd.data.check import Facts, Pair, Progress, check_pairs, complain
+from densekd.data.check import Facts, Pair, Progress, check_images, check_pairs, complain
 from densekd.data.folder import FolderSet, Scan, auto_split, scan_split
 from densekd.data.masks import MaskReader, colors_of
 from densekd.data.memory import InMemory
 from densekd.data.palette import made_palette
 from densekd.data.scenes import ScenesSet
 from densekd.data.specs import AugmentSpec, Color, FolderSpec, ScenesDataSpec, SplitSpec, check_names
+from densekd.data.unlabelled import ImageSet, WithoutLabels, scan_images
 from densekd.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class DataBundle:
-    """The data sets of a run. `notices` are lines for the user: what was left out, split, or looks strange."""
+    """The data sets of a run. `notices` are lines for the user: what was left out, split, or looks strange.
+
+    `unlabelled`: images whose every pixel is void, for distillation; None where there are none or nobody asked.
+    """
 
     train: SegmentationSet
     val: SegmentationSet
@@ -30,30 +34,42 @@ class DataBundle:
     palette: tuple[Color, ...]
     ignore_index: int
     notices: list[str] = field(default_factory=list)
+    unlabelled: SegmentationSet | None = None
 
 
-def build_data(spec: FolderSpec | ScenesDataSpec, *, progress: Progress | None = None) -> DataBundle:
+def build_data(
+    spec: FolderSpec | ScenesDataSpec, *, progress: Progress | None = None, unlabelled: bool = True
+) -> DataBundle:
     """The data sets that a recipe's `data` describes.
 
     Args:
         spec: a folder of files or drawn scenes.
         progress: called with (files checked, files in all) while a folder is checked.
+        unlabelled: also the images of `spec.unlabelled`, which only a distillation uses; False leaves them unopened.
 
     Raises:
         DataError: files are missing, unreadable or do not fit; up to ten are listed with their reasons.
         ConfigError: classes, palette and masks contradict each other.
     """
+    if not unlabelled:
+        spec = spec.model_copy(update={"unlabelled": None})
     bundle = _build_folder(spec, progress) if isinstance(spec, FolderSpec) else _build_scenes(spec)
     if not spec.in_memory:
         return bundle
     extra: dict[str, SegmentationSet] = {name: InMemory(one) for name, one in bundle.extra.items()}
-    return replace(bundle, train=InMemory(bundle.train), val=InMemory(bundle.val), extra=extra)
+    more = None if bundle.unlabelled is None else InMemory(bundle.unlabelled)
+    return replace(bundle, train=InMemory(bundle.train), val=InMemory(bundle.val), extra=extra, unlabelled=more)
 
 
 def _build_scenes(spec: ScenesDataSpec) -> DataBundle:
     train = ScenesSet("train", spec.train_count, spec.size, spec.seed)
     val = ScenesSet("val", spec.val_count, spec.size, spec.seed)
-    return DataBundle(train, val, {}, train.classes, train.palette, train.ignore_index)
+    bundle = DataBundle(train, val, {}, train.classes, train.palette, train.ignore_index)
+    if spec.unlabelled is None:
+        return bundle
+    return replace(
+        bundle, unlabelled=WithoutLabels(ScenesSet("unlabelled", spec.unlabelled.count, spec.size, spec.seed))
+    )
 
 
 def _read_classes(spec: FolderSpec, root: Path) -> tuple[str, ...]:
@@ -96,18 +112,23 @@ def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
     palette = _palette(spec, classes)
     splits, notices = _splits(spec, root)
     notices += _overlaps(splits)
+    images, said = ({}, []) if spec.unlabelled is None else scan_images(spec.unlabelled)
+    notices += [*said, *_seen_unlabelled(splits, images)]
     if spec.check:
         unique = list({pair.image: pair for pairs in splits.values() for pair in pairs}.values())
         facts = {pair.image: found for pair, found in zip(unique, check_pairs(unique, reader, progress), strict=True)}
-        notices.append(_counted(splits))
+        sizes = check_images(list(images.values()), progress) if images else []
+        notices.append(_counted(splits, len(images)))
         for name, pairs in splits.items():
             notices += _strange(name, [facts[pair.image] for pair in pairs], classes)
-        _refuse_mixed_sizes([facts[pair.image] for pair in splits["train"]], spec.augment)
+        sizes += [(found.height, found.width) for found in (facts[pair.image] for pair in splits["train"])]
+        _refuse_mixed_sizes(sizes, spec.augment, "training images" + (", labelled or not," if images else ""))
     else:
         notices.append("data.check is off: files are opened only when they are used")
     sets = {name: FolderSet(pairs, reader, palette) for name, pairs in splits.items()}
     extra: dict[str, SegmentationSet] = {name: sets[name] for name in spec.extra}
-    return DataBundle(sets["train"], sets["val"], extra, classes, palette, spec.ignore_index, notices)
+    more = ImageSet(sets["train"], images) if images else None
+    return DataBundle(sets["train"], sets["val"], extra, classes, palette, spec.ignore_index, notices, more)
 
 
 def _splits(spec: FolderSpec, root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -138,8 +159,21 @@ def _overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[str]:
     return found
 
 
-def _counted(splits: Mapping[str, Sequence[Pair]]) -> str:
-    return "files checked: " + ", ".join(f"{name} {len(pairs)}" for name, pairs in splits.items()) + " pairs"
+def _seen_unlabelled(splits: Mapping[str, Sequence[Pair]], images: Mapping[str, Path]) -> list[str]:
+    """Which of the unlabelled images are used with their labels too, for training or for scores."""
+    files = {path.resolve() for path in images.values()}
+    found = []
+    for name, pairs in splits.items() if files else ():
+        shared = sum(pair.image.resolve() in files for pair in pairs)
+        if shared:
+            flaw = "" if name == "train" else ": the student sees them in training, though not their labels"
+            found.append(f"{name}: {shared} of {len(pairs)} images are also among the unlabelled{flaw}")
+    return found
+
+
+def _counted(splits: Mapping[str, Sequence[Pair]], unlabelled: int) -> str:
+    line = "files checked: " + ", ".join(f"{name} {len(pairs)}" for name, pairs in splits.items()) + " pairs"
+    return f"{line}, unlabelled {unlabelled} images" if unlabelled else line
 
 
 def _strange(name: str, facts: Sequence[Facts], classes: tuple[str, ...]) -> list[str]:
@@ -156,11 +190,11 @@ def _strange(name: str, facts: Sequence[Facts], classes: tuple[str, ...]) -> lis
     return found
 
 
-def _refuse_mixed_sizes(facts: Sequence[Facts], augment: AugmentSpec) -> None:
-    sizes = sorted({(found.height, found.width) for found in facts})
+def _refuse_mixed_sizes(found: Sequence[tuple[int, int]], augment: AugmentSpec, what: str) -> None:
+    sizes = sorted(set(found))
     if augment.size is None and augment.crop is None and len(sizes) > 1:
         (low_h, low_w), (high_h, high_w) = sizes[0], sizes[-1]
         raise DataError(
-            f"training images have {len(sizes)} sizes, from {low_h}x{low_w} to {high_h}x{high_w} (height x width), "
+            f"{what} have {len(sizes)} sizes, from {low_h}x{low_w} to {high_h}x{high_w} (height x width), "
             "and cannot form a batch: set data.augment.crop, or data.augment.size"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from densekd.errors import DataError
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
+
+Thing = TypeVar("Thing")
+Found = TypeVar("Found")
 
 _LISTED = 10
 
@@ -39,14 +43,14 @@ class Facts:
     pixels: Tensor
 
 
-def complain(problems: Sequence[str], files: int) -> None:
+def complain(problems: Sequence[str], files: int, what: str = "image-mask pairs") -> None:
     """Raise one error for all problems, listing up to ten; nothing happens without problems."""
     if not problems:
         return
     listed = "".join(f"\n  {problem}" for problem in problems[:_LISTED])
     more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError(f"{count} in {files} image-mask pairs:{listed}{more}")
+    raise DataError(f"{count} in {files} {what}:{listed}{more}")
 
 
 def check_pair(pair: Pair, reader: MaskReader) -> Facts:
@@ -73,26 +77,42 @@ def check_pairs(pairs: Sequence[Pair], reader: MaskReader, progress: Progress | 
     Raises:
         DataError: the files that cannot be used and the reason for each: up to ten, and how many more.
     """
+    return _check_all(pairs, lambda pair: check_pair(pair, reader), "image-mask pairs", progress)
 
-    def look(pair: Pair) -> Facts | str:
+
+def check_images(images: Sequence[Path], progress: Progress | None = None) -> list[tuple[int, int]]:
+    """Open every image without a mask, several at a time; (height, width) in their order.
+
+    Raises:
+        DataError: as `check_pairs`.
+    """
+    return _check_all(images, check_image, "images without masks", progress)
+
+
+def _check_all(
+    things: Sequence[Thing], look: Callable[[Thing], Found], what: str, progress: Progress | None
+) -> list[Found]:
+    """What `look` finds in each thing, in their order; one error for all in which it finds a DataError."""
+
+    def attempt(thing: Thing) -> Found | DataError:
         try:
-            return check_pair(pair, reader)
+            return look(thing)
         except DataError as error:
-            return str(error)
+            return error
 
-    facts: list[Facts] = []
+    good: list[Found] = []
     problems: list[str] = []
     # Pillow and numpy release the interpreter's lock while they decode and count.
     pool = ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1)))
     try:
-        for done, found in enumerate(pool.map(look, pairs), 1):
-            if isinstance(found, Facts):
-                facts.append(found)
+        for done, found in enumerate(pool.map(attempt, things), 1):
+            if isinstance(found, DataError):
+                problems.append(str(found))
             else:
-                problems.append(found)
+                good.append(found)
             if progress is not None:
-                progress(done, len(pairs))
+                progress(done, len(things))
     finally:
         pool.shutdown(cancel_futures=True)
-    complain(problems, len(pairs))
-    return facts
+    complain(problems, len(things), what)
+    return good

@@ -13,7 +13,7 @@ from densekd.data.check import Pair
 from densekd.data.images import IMAGE_SUFFIXES, read_image
 from densekd.data.keyed import keyed_seed
 from densekd.data.masks import MASK_SUFFIXES, MaskReader
-from densekd.data.specs import AutoSplitSpec, SplitSpec
+from densekd.data.specs import AutoSplitSpec, SplitSpec, UnlabelledFilesSpec
 from densekd.errors import DataError, nearest
 
 
@@ -83,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[str, Path], dict[str, Path]]:
+def by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[str, Path], dict[str, Path]]:
     """Files of the wanted kinds by stem, and the others by stem; two files of one stem are a problem."""
     wanted: dict[str, Path] = {}
     other: dict[str, Path] = {}
@@ -115,7 +115,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
     return images, masks
 
 
-def _listed(root: Path, name: str) -> set[str]:
+def listed_stems(root: Path, name: str) -> set[str]:
     """Stems in a list file; an image suffix on a line is dropped."""
     path = root / name
     try:
@@ -129,7 +129,8 @@ def _listed(root: Path, name: str) -> set[str]:
     return {re.sub(r"\.(jpe?g|png|tiff?)$", "", stem, flags=re.IGNORECASE) for stem in stems}
 
 
-def _kept(stems: Iterable[str], spec: SplitSpec, listed: set[str] | None) -> set[str]:
+def kept_stems(stems: Iterable[str], spec: SplitSpec | UnlabelledFilesSpec, listed: set[str] | None) -> set[str]:
+    """The stems that a list and the patterns leave."""
     return {
         stem
         for stem in stems
@@ -153,11 +154,11 @@ def scan_split(root: Path, name: str, spec: SplitSpec) -> Scan:
         DataError: a folder or the list is missing, or nothing is left to use.
     """
     folders = _folders(root, spec.split or name)
-    listed = None if spec.list is None else _listed(root, spec.list)
+    listed = None if spec.list is None else listed_stems(root, spec.list)
     scan = Scan()
-    images, other_images = _by_stem(folders[0], IMAGE_SUFFIXES, scan)
-    masks, other_masks = _by_stem(folders[1], MASK_SUFFIXES, scan)
-    kept = _kept(images.keys() | masks.keys(), spec, listed)
+    images, other_images = by_stem(folders[0], IMAGE_SUFFIXES, scan)
+    masks, other_masks = by_stem(folders[1], MASK_SUFFIXES, scan)
+    kept = kept_stems(images.keys() | masks.keys(), spec, listed)
     for stem in sorted(kept | ((listed or set()) - images.keys())):
         if stem in images and stem in masks:
             scan.pairs.append(Pair(stem, images[stem], masks[stem]))
@@ -172,10 +173,14 @@ def scan_split(root: Path, name: str, spec: SplitSpec) -> Scan:
         shown = ", ".join(path.name for path in strange[:3])
         scan.notices.append(f"{name}: {len(strange)} files are neither image nor mask and are left out: {shown}")
     if not scan.pairs and not scan.problems:
-        filters = [f"{key}={value}" for key in ("include", "exclude", "list") if (value := getattr(spec, key))]
-        why = f"; {len(images)} files, none of them left by {', '.join(filters)}" if filters and images else ""
-        raise DataError(f"{folders[0]}: no images for {name}{why}")
+        raise DataError(f"{folders[0]}: no images for {name}{nothing_left(spec, len(images))}")
     return scan
+
+
+def nothing_left(spec: SplitSpec | UnlabelledFilesSpec, files: int) -> str:
+    """What filters did to files that were there; empty where none were, or nothing filtered them."""
+    filters = [f"{key}={value}" for key in ("include", "exclude", "list") if (value := getattr(spec, key))]
+    return f"; {files} files, none of them left by {', '.join(filters)}" if filters and files else ""
 
 
 def _mask_missing(image: Path, expected: Path, other: Path | None) -> str:

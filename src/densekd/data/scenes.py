@@ -70,15 +70,20 @@ class ScenesSet:
 
     Scene `index` of a split is drawn by a generator keyed by (seed, "scene", split, index): it is the same
     picture in every process and at every call, whatever was drawn before, and a split with more scenes begins
-    with those of a smaller one. Nothing is void: no label is `ignore_index`.
+    with those of a smaller one. No scene is in two of the splits "train", "val" and "unlabelled"; those of the last
+    have their labels too (`data.unlabelled` of a recipe drops them). Nothing is void: no label is `ignore_index`.
     """
 
     def __init__(
-        self, split: Literal["train", "val"], count: int, size: tuple[int, int] = (96, 128), seed: int = 0
+        self,
+        split: Literal["train", "val", "unlabelled"],
+        count: int,
+        size: tuple[int, int] = (96, 128),
+        seed: int = 0,
     ) -> None:
         """Raises ArgumentError when the split is unknown, the count is below 1, or the size does not fit."""
-        if split not in ("train", "val"):
-            raise ArgumentError(f"scenes have the splits 'train' and 'val'; got {split!r}")
+        if split not in ("train", "val", "unlabelled"):
+            raise ArgumentError(f"scenes have the splits 'train', 'val' and 'unlabelled'; got {split!r}")
         _check_count(count)
         _check_size(size)
         self.split, self.count, self.size, self.seed = split, count, size, seed

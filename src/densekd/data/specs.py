@@ -124,6 +124,36 @@ class SplitSpec(Spec):
     _regex = field_validator("include", "exclude")(_pattern)
 
 
+Ratio = Annotated[
+    float, Field(default=0.5, gt=0, lt=1, description="share of unlabelled images in every batch of a distillation")
+]
+
+
+class UnlabelledFilesSpec(Spec):
+    """Images without masks: every image file below a folder that the filters leave."""
+
+    root: str = Field(description="folder of the images, sub-folders included, from the working directory")
+    ratio: Ratio
+    include: str | None = Field(
+        default=None, description="regular expression searched in the file stem: keep what matches"
+    )
+    exclude: str | None = Field(
+        default=None, description="regular expression searched in the file stem: drop what matches"
+    )
+    list: str | None = Field(
+        default=None, description="text file with one stem a line, path from this root: only these, all of them"
+    )
+
+    _regex = field_validator("include", "exclude")(_pattern)
+
+
+class UnlabelledScenesSpec(Spec):
+    """Drawn scenes whose labels are dropped; none of them is a training or validation scene."""
+
+    count: Positive = Field(description="number of scenes without labels")
+    ratio: Ratio
+
+
 class AutoSplitSpec(Spec):
     """Cut the validation set out of the training files, whole groups at a time."""
 
@@ -160,6 +190,9 @@ class FolderSpec(Spec):
         description="further sets to evaluate on, by name: for instance one drive held out",
     )
     auto_split: AutoSplitSpec | None = Field(default=None, description="where there is no validation folder")
+    unlabelled: UnlabelledFilesSpec | None = Field(
+        default=None, description="images without masks, which give the distillation terms only"
+    )
     check: bool = Field(default=True, description="open every file before the work starts")
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
     in_memory: bool = Field(
@@ -196,6 +229,9 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class ScenesDataSpec(ScenesSpec):
     """Drawn street scenes with their augmentation."""
 
+    unlabelled: UnlabelledScenesSpec | None = Field(
+        default=None, description="scenes without labels, which give the distillation terms only"
+    )
     in_memory: bool = Field(
         default=False, description="keep every decoded image in memory after its first reading (per loading process)"
     )
