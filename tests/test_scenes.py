@@ -224,7 +224,7 @@ def test_counts_that_cannot_work_are_refused(count: int) -> None:
 
 
 def test_unknown_split_and_index_are_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"'train' and 'val'.*'test'"):
+    with pytest.raises(ArgumentError, match=r"'train', 'val' and 'unlabelled'.*'test'"):
         ScenesSet("test", 3)  # type: ignore[arg-type]
     for index in (3, -1):
         with pytest.raises(DataError, match=r"numbered 0 to 2.*no scene"):
