@@ -83,6 +83,9 @@ class TestMistakes:
             ("name", "", "recipe: name: "),
             ("student.model", "PSPNet", r"student\.model: "),
             ("student.checkpoint", "~no-such-user/x", r"student\.checkpoint\.path: '~no-such-user/x' is no path"),
+            ("terms.0.name", "step", r"terms\.0\.name: expected a name that no column of log\.csv has .*, got 'step'$"),
+            ("terms.0.name", "dice", r"terms\.0\.name: .*, got 'dice'$"),
+            ("terms.0.name", " ", r"terms\.0\.name: expected a name of printable characters.*, got ' '$"),
             ("train.schedule", {"name": "onecycle", "warmup_steps": 3}, "warmup_steps belongs to poly and constant"),
         ],
     )

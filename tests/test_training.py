@@ -8,18 +8,24 @@ from contextlib import ExitStack, closing
 import pytest
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
 from densekd.distiller import Distiller, Term
-from densekd.errors import ConfigError, ModelError, NonFiniteError
+from densekd.errors import ArgumentError, ConfigError, ModelError, NonFiniteError
 from densekd.losses import ChannelWise
+from densekd.records import RunRecord
 from densekd.runs.engine import engine
+from densekd.tasks.segmentation import SegmentationTask
+from densekd.tasks.specs import PARTS, SegmentationSpec
 from densekd.training.batcher import Batcher, epoch_order
+from densekd.training.columns import RESERVED
 from densekd.training.objective import Alone, Distilled
 from densekd.training.optimizers import build_optimizer, set_learning_rate
+from densekd.training.recorder import Recorder
 from densekd.training.specs import OptimizerSpec, RuntimeSpec, TermSpec, TrainSpec
-from densekd.training.stepper import Stepper
+from densekd.training.stepper import Stepper, StepResult
 
 _engines = ExitStack()
 
@@ -34,6 +40,8 @@ def _one_thread():
 
 
 class Task:
+    parts = ("cross_entropy",)
+
     def loss(self, output, labels):
         value = F.cross_entropy(output.float(), labels)
         return value, {"cross_entropy": value.detach()}
@@ -295,6 +303,48 @@ class TestTerms:
         shipped = stepper.shipped(batch()["image"])
         torch.testing.assert_close(shipped, distiller.student(batch()["image"]))
         assert set(stepper.shipped.state_dict()) == set(network().state_dict())
+
+    @pytest.mark.parametrize("name", [*RESERVED, *PARTS, "", " ", " dice", "a\nb", "a\0"])
+    def test_a_name_that_is_no_column_of_its_own_is_refused(self, name):
+        with pytest.raises(ValidationError, match=r"name\n.*expected a name") as caught:
+            TermSpec(name=name)
+        assert f"got {name!r}" in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["steps", "Dice of the encoder", "loss:encoder.layer4", "größe, 'zwei'"])
+    def test_other_names_are_welcome(self, name):
+        assert TermSpec(name=name).name == name
+
+    def test_a_part_of_the_task_is_no_name_of_a_term(self):
+        term = Term(ChannelWise(), student="output", teacher="output", name="cross_entropy")
+        distiller = Distiller(network(), network(), [term], batch()["image"])
+        with pytest.raises(ArgumentError, match=r"cannot be called 'cross_entropy': it is a part of the task's loss"):
+            Distilled(distiller, Task())
+
+
+def record() -> RunRecord:
+    return RunRecord(status="running", method="none", seed=0, split="val", steps=2, epochs=1.0)
+
+
+def test_the_log_has_the_columns_that_are_reserved(tmp_path):
+    recorder = Recorder(tmp_path, record(), log_every=1)
+    recorder.log(1, StepResult(2.5, {"size, of 'it'": 1.5, "b": 1.0}, None, 0.1, 0.25, 0.125, skipped=False))
+    recorder.log(2, StepResult(2.25, {"size, of 'it'": 1.25, "b": 1.0}, 3.0, 0.1, 0.25, 0.125, skipped=False))
+    recorder.write_log()
+    again = Recorder(tmp_path, record(), log_every=1)
+    again.resume_at(2)
+    assert again.rows == recorder.rows
+    assert [name for name in again.rows[0] if name in RESERVED] == list(RESERVED)
+    assert list(again.rows[0].values()) == ["1", "2.5", "1.5", "1.0", "0.1", "", "0.250000", "0.125000"]
+    assert again.rows[1]["grad_norm"] == "3.0"
+
+
+def test_the_parts_of_the_task_are_those_that_it_names():
+    spec = SegmentationSpec(cross_entropy=1.0, dice=0.5, auxiliary=0.4)
+    task = SegmentationTask(spec, 4, 255, ("a", "b", "c", "d"))
+    logits = torch.randn(2, 4, 3, 3)
+    _, parts = task.loss({"out": logits, "aux": logits}, torch.zeros(2, 3, 3, dtype=torch.int64))
+    assert tuple(parts) == task.parts == PARTS
+    assert SegmentationSpec().parts == ("cross_entropy",)
 
 
 class TestNonFinite:

@@ -66,6 +66,11 @@ class SegmentationTask:
         self.num_outputs = 1 if spec.binary else num_classes
         self._class_weights = _weights(spec, self.class_names)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that `loss` returns."""
+        return self.spec.parts
+
     def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss on one batch.
 

@@ -10,6 +10,9 @@ from densekd.spec import Spec
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+PARTS = ("cross_entropy", "dice", "auxiliary")
+"""Parts of the task's loss that a weight belongs to, as they are named in the log."""
+
 
 class OhemSpec(Spec):
     """Online hard example mining: the cross-entropy of the hardest pixels alone."""
@@ -46,6 +49,11 @@ class SegmentationSpec(Spec):
     )
     binary: bool = Field(default=False, description="two classes, one logit: the probability of the second class")
     auxiliary: Weight = Field(default=0.0, description="weight of the same loss on the network's auxiliary output")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts whose weight is not 0."""
+        return tuple(name for name in PARTS if getattr(self, name))
 
     @model_validator(mode="after")
     def _some_loss(self) -> SegmentationSpec:

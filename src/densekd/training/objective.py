@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from densekd.distiller import Distiller
+from densekd.errors import ArgumentError
 
 
 class TaskLoss(Protocol):
     """The part of a task that training needs."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that `loss` returns."""
 
     def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -45,10 +50,20 @@ class Alone(Objective):
 
 
 class Distilled(Objective):
-    """The student with its teacher: `total = task loss + sum of weighted terms`."""
+    """The student with its teacher: `total = task loss + sum of weighted terms`.
+
+    Raises:
+        ArgumentError: a term has the name of a part of the task's loss: one of the two would be lost from the log.
+    """
 
     def __init__(self, distiller: Distiller, task: TaskLoss) -> None:
         super().__init__()
+        twice = [plan.name for plan in distiller.plans if plan.name in task.parts]
+        if twice:
+            raise ArgumentError(
+                f"a term cannot be called {twice[0]!r}: it is a part of the task's loss (its parts: "
+                f"{', '.join(task.parts)}); give the term another name"
+            )
         self.distiller = distiller
         self._task = task
 

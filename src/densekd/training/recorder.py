@@ -12,10 +12,9 @@ from typing import Any
 from densekd import files
 from densekd.errors import CheckpointError
 from densekd.records import RunRecord, dump
+from densekd.training.columns import AFTER, BEFORE
 from densekd.training.stepper import StepResult
 
-TIMES = ("seconds", "data_wait")
-"""Columns of `log.csv` that differ from run to run; all others are equal, bit for bit, for equal runs."""
 _FLUSH_SECONDS = 20.0
 
 
@@ -58,16 +57,12 @@ class Recorder:
         if taken % self.log_every:
             return
         norm = "" if result.grad_norm is None else repr(result.grad_norm)
-        parts = {name: repr(value) for name, value in result.parts.items()}
+        times = (f"{result.seconds:.6f}", f"{result.data_wait:.6f}")
         self.rows.append(
             {
-                "step": str(taken),
-                "loss": repr(result.loss),
-                **parts,
-                "lr": repr(result.learning_rate),
-                "grad_norm": norm,
-                "seconds": f"{result.seconds:.6f}",
-                "data_wait": f"{result.data_wait:.6f}",
+                **dict(zip(BEFORE, (str(taken), repr(result.loss)), strict=True)),
+                **{name: repr(value) for name, value in result.parts.items()},
+                **dict(zip(AFTER, (repr(result.learning_rate), norm, *times), strict=True)),
             }
         )
         if time.monotonic() - self._written > _FLUSH_SECONDS:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from densekd.spec import Spec
+from densekd.tasks.specs import PARTS
+from densekd.training.columns import RESERVED
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -52,7 +54,7 @@ class TermSpec(Spec):
     student: str = Field(default="logits", description="tap of the student: `logits`, `output` or a module path")
     teacher: str = Field(default="logits", description="tap of the teacher")
     weight: float = Field(default=3.0, ge=0, description="weight of the term in the total loss")
-    name: str | None = Field(default=None, description="name in logs; default `method:tap`")
+    name: str | None = Field(default=None, description="name, and column of log.csv; default `method:tap`")
     options: dict[str, float | int | bool | str | None] = Field(
         default_factory=dict, description="options of the loss, for instance {temperature: 4.0}"
     )
@@ -61,6 +63,17 @@ class TermSpec(Spec):
         default="none", description="the weight falls to 0 at `end_step` (or the last step)"
     )
     end_step: PositiveInt | None = Field(default=None, description="the term ends at this step; null: never")
+
+    @field_validator("name")
+    @classmethod
+    def _own_column(cls, value: str | None) -> str | None:
+        """The name is a column of `log.csv`: not one of the run's own, and one that can be read back."""
+        if value is not None and (not value.strip() or value != value.strip() or not value.isprintable()):
+            raise ValueError(f"expected a name of printable characters, without space around it, got {value!r}")
+        if value in RESERVED or value in PARTS:
+            taken = ", ".join((*RESERVED, *PARTS))
+            raise ValueError(f"expected a name that no column of log.csv has already ({taken}), got {value!r}")
+        return value
 
 
 class TrainSpec(Spec):
