@@ -186,6 +186,25 @@ class TestStandardize:
         assert not student.grad[0, :, 0, 0].any()
         assert student.grad[0, :, 1, 1].any()
 
+    @pytest.mark.parametrize(("value", "channels"), [(0.1, 21), (0.7, 150)])
+    def test_logits_that_are_equal_but_for_the_rounding_of_their_mean_give_no_gradient(self, value, channels):
+        student, teacher = maps(1, channels, 2, 2)
+        with torch.no_grad():
+            student[0, :, 0, 0] = value
+        F.pixelwise_kl(student, teacher, standardize=True).backward()
+        assert not student.grad[0, :, 0, 0].any()
+        assert student.grad.abs().max() < 10.0
+
+    def test_huge_logits(self):
+        student, teacher = maps(2, 5, 3, 4)
+        expected = F.pixelwise_kl(student, teacher, standardize=True)
+        huge = (1e30 * student.detach()).requires_grad_()
+        value = F.pixelwise_kl(huge, 1e30 * teacher, standardize=True)
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-6)
+        value.backward()
+        assert huge.grad.isfinite().all()
+        assert huge.grad.any()
+
     def test_module_option(self):
         student, teacher = maps(2, 5, 3, 4)
         expected = F.pixelwise_kl(student, teacher, temperature=2.0, standardize=True)

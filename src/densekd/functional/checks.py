@@ -26,6 +26,11 @@ def check_maps(student: Any, teacher: Any, *, same_shape: bool = True) -> None:
                 f"{name}: expected floating-point logits or features, got {value.dtype}; "
                 "pass the map before argmax, or convert it with .float()"
             )
+        if value.dtype.itemsize < 2:
+            raise DtypeError(
+                f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}, in which torch does not "
+                "compute; convert the map with .to(torch.bfloat16) and multiply it with the scale it was stored with"
+            )
         if value.ndim < 3:
             raise ShapeError(
                 f"{name}: expected (N, C, *spatial) with at least one spatial axis, got {tuple(value.shape)}; "
@@ -61,24 +66,56 @@ def check_temperature(temperature: Any) -> float:
     return float(temperature)
 
 
-def check_mask(mask: Any, like: Tensor) -> None:
-    """None, or bool (N, *spatial) on the device of the maps."""
+def check_factor(name: str, value: Any) -> float:
+    """A finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DtypeError(f"{name}: expected a number, got {type(value).__name__}; for example 1.0")
+    if not 0.0 <= value < math.inf:
+        raise ArgumentError(f"{name}: expected a finite number that is not negative, got {value}; for example 1.0")
+    return float(value)
+
+
+def check_mask(mask: Any, like: Tensor, name: str = "mask") -> None:
+    """None, or bool (N, *spatial) on the device of the maps; `name` is what the caller's argument is called."""
     if mask is None:
         return
     if not isinstance(mask, Tensor):
-        raise DtypeError(f"mask: expected a bool tensor or None, got {type(mask).__name__}")
+        raise DtypeError(f"{name}: expected a bool tensor or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise DtypeError(
-            f"mask: expected bool, True where a position counts, got {mask.dtype}; for labels: labels != ignore_index"
+            f"{name}: expected bool, True where a position counts, got {mask.dtype}; for labels: labels != ignore_index"
         )
+    _check_positions(name, mask, like)
+
+
+def check_labels(labels: Any, like: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Integers (N, *spatial) on the device of the maps: ids below `num_classes`, or `ignore_index`.
+
+    On an accelerator this waits for the labels; an id out of range would end the whole process there.
+    """
+    if not isinstance(labels, Tensor):
+        raise DtypeError(f"labels: expected an integer tensor (N, *spatial), got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DtypeError(f"labels: expected integer class ids, got {labels.dtype}; convert them with .long()")
+    _check_positions("labels", labels, like)
+    low, high = torch.stack(torch.aminmax(labels.masked_fill(labels == ignore_index, 0))).tolist()
+    if low < 0 or high >= num_classes:
+        raise ArgumentError(
+            f"labels: values from {low} to {high}; expected class ids 0 to {num_classes - 1}, one per channel of the "
+            f"maps, or the ignore_index {ignore_index}"
+        )
+
+
+def _check_positions(name: str, values: Tensor, like: Tensor) -> None:
+    """One value per position of the map, on its device."""
     expected = (like.shape[0], *like.shape[2:])
-    if tuple(mask.shape) != expected:
+    if tuple(values.shape) != expected:
         raise ShapeError(
-            f"mask: expected (N, *spatial) = {expected}, got {tuple(mask.shape)}; "
+            f"{name}: expected (N, *spatial) = {expected}, got {tuple(values.shape)}; "
             "one value per position of the map (resize it with mode='nearest'), without a channel axis"
         )
-    if mask.device != like.device:
-        raise ArgumentError(f"mask is on {mask.device}, the maps on {like.device}; move it with .to(device)")
+    if values.device != like.device:
+        raise ArgumentError(f"{name} is on {values.device}, the maps on {like.device}; move it with .to(device)")
 
 
 def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:

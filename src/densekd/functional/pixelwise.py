@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densekd.errors import ShapeError
-from densekd.functional.checks import (
-    check_maps,
-    check_mask,
-    check_reduction,
-    check_temperature,
-    reduce_positions,
-    working_type,
-)
+from densekd.functional.checks import check_maps, check_mask, check_reduction, check_temperature, reduce_positions
+from densekd.functional.logits import bounded, check_classes, standardized, working_map
 
 
 def pixelwise_kl(
@@ -58,10 +51,10 @@ def pixelwise_kl(
     tau**2 out.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
-    s, t = (_working(x, student, teacher, mask) for x in (student, teacher.detach()))
+    s, t = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))
     if standardize:
-        s, t = _standardized(s), _standardized(t)
-    log_q, log_p = (torch.log_softmax(_scaled(x, tau), 1) for x in (s, t))
+        s, t = standardized(s), standardized(t)
+    log_q, log_p = (torch.log_softmax(bounded(x, tau), 1) for x in (s, t))
     pixels = tau**2 * (log_p.exp() * (log_p - log_q)).sum(1)
     return reduce_positions(pixels, mask, reduction)
 
@@ -81,43 +74,14 @@ def pixelwise_mse(
     Arguments, masking, reductions (denominator: valid positions) and errors are those of `pixelwise_kl`.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
-    maps = (_working(x, student, teacher, mask) for x in (student, teacher.detach()))
-    q, p = (torch.softmax(_scaled(x, tau), 1) for x in maps)
+    maps = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))
+    q, p = (torch.softmax(bounded(x, tau), 1) for x in maps)
     return reduce_positions(tau**2 * (q - p).square().sum(1), mask, reduction)
 
 
 def _check(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, reduction: str) -> float:
     check_maps(student, teacher)
-    if student.shape[1] == 1:
-        raise ShapeError(
-            f"pixelwise losses need at least two channels, got one in {tuple(student.shape)}: the softmax of "
-            "one channel is always 1 and the loss always 0; use channelwise_kl or feature_mse"
-        )
+    check_classes(student, "pixelwise losses", "use channelwise_kl or feature_mse")
     check_mask(mask, student)
     check_reduction(reduction)
     return check_temperature(temperature)
-
-
-def _working(x: Tensor, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """The map in the working type; void positions are zero."""
-    x = x.to(working_type(student, teacher))
-    if mask is None:
-        return x
-    # Whatever stands in a void position, NaN included, takes no part, neither here nor backwards.
-    return torch.where(mask[:, None], x, 0.0)
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """Every pixel's logits with mean 0 and standard deviation 1 over the channels; zeros where all are equal."""
-    centred = x - x.mean(1, keepdim=True)
-    variance = centred.square().sum(1, keepdim=True) / (x.shape[1] - 1)
-    flat = variance == 0
-    # The root has no derivative at zero: flat pixels take another value there, and are zeroed after it.
-    deviation = torch.where(flat, 1.0, variance).sqrt() + 1e-7
-    return torch.where(flat, 0.0, centred / deviation)
-
-
-def _scaled(x: Tensor, tau: float) -> Tensor:
-    """Centred logits over tau, held in a range whose sums do not overflow."""
-    low = torch.finfo(x.dtype).min / (4 * x.numel() * max(1.0, tau**2))
-    return ((x - x.detach().amax(1, keepdim=True)) / tau).clamp(min=low)
