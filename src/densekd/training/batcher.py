@@ -63,7 +63,7 @@ class _Positions(Sampler[list[tuple[int, int]]]):
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = [micro * self.world + self.rank for micro in range(self.first, self.last)]
+        batches = range(self.first * self.world + self.rank, self.last * self.world + self.rank, self.world)
         for parts in zip(*(stream.keys(self.seed, batches) for stream in self.streams), strict=True):
             yield [key for part in parts for key in part]
 
