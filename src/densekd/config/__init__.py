@@ -4,6 +4,10 @@ A recipe is data: it never names a function to call, except a model (see `densek
 relative to the folder where the command runs; the resolved recipe holds absolute ones.
 """
 
+from densekd.config.compare import CompareMethod as CompareMethod
+from densekd.config.compare import CompareSpec as CompareSpec
+from densekd.config.compare import FeatureTaps as FeatureTaps
+from densekd.config.compare import Where as Where
 from densekd.config.load import dump_recipe as dump_recipe
 from densekd.config.load import load_recipe as load_recipe
 from densekd.config.load import recipe_digest as recipe_digest

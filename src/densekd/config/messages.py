@@ -39,7 +39,7 @@ def _walk(location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
         shown.append(str(part))
         owners = here
         fields = [model.model_fields[part] for model in here if part in model.model_fields]
-        if not isinstance(part, int):
+        if fields:  # else a place in a list, or a key of a mapping of models
             here = [m for field in fields for m in _models_in(field.annotation)]
     return _without_tags(shown), owners
 

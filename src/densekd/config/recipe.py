@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from densekd.config.compare import CompareSpec
 from densekd.data.specs import DataSpec
 from densekd.models.specs import ModelSpec
 from densekd.spec import Spec
@@ -50,7 +51,7 @@ class PreflightSpec(Spec):
 class Recipe(Spec):
     """One training: what is trained, on what, how, and under which teacher."""
 
-    name: str = Field(default="run", pattern=r"^\w[\w.+-]*$", description="name of the run folder under runs/")
+    name: str = Field(default="run", pattern=r"^\w[\w.+@-]*$", description="name of the run folder under runs/")
     seed: int = Field(default=0, ge=0, description="seed of initial weights, order, augmentation, dropout")
     task: SegmentationSpec = Field(default_factory=SegmentationSpec, description="the task and its loss")
     data: DataSpec = Field(description="images and labels")
@@ -60,3 +61,4 @@ class Recipe(Spec):
     train: TrainSpec = Field(description="how it is trained")
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec, description="where it computes")
     preflight: PreflightSpec = Field(default_factory=PreflightSpec, description="checks before a distillation")
+    compare: CompareSpec = Field(default_factory=CompareSpec, description="what `compare` may compare beside the terms")

@@ -42,6 +42,8 @@ class DistillationLoss(nn.Module):
     #: how time and memory grow, constants left out: N images, C channels (K where they must be classes), P positions;
     #: for instance "N C P"; empty where nobody said
     cost: ClassVar[str] = ""
+    #: weight of a term on logits where nobody chose one, as in `densekd compare --methods NAME`
+    default_weight: ClassVar[float] = 1.0
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
         """Called once, before training, with the shapes of the adapted maps, to build what depends on them."""

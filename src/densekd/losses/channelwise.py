@@ -20,6 +20,7 @@ class ChannelWise(DistillationLoss):
     """
 
     name: ClassVar[str] = "channelwise"
+    default_weight: ClassVar[float] = 3.0
     cost: ClassVar[str] = "N C P"
 
     def __init__(self, temperature: float = 4.0, divergence: str = "kl") -> None:
