@@ -411,6 +411,107 @@ def test_many_gradients_at_once():
         torch.testing.assert_close(gradient, single)
 
 
+# torch.func knows the derivatives of the plain definition, not of the operator
+
+
+def plain_rows(student, teacher, mask=None):
+    """tau = 4: rows by log_softmax alone, which torch derives in every way."""
+    log_q, log_p = (torch.log_softmax(x.flatten(2) / 4.0, 2) for x in (student, teacher))
+    if mask is not None:
+        void = ~mask.flatten(1)[:, None]
+        log_q, log_p = (torch.log_softmax(x.flatten(2).masked_fill(void, -1e9) / 4.0, 2) for x in (student, teacher))
+    return 16.0 * (log_p.exp() * (log_p - log_q)).sum(2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_by_torch_func(backend, masked):
+    student, teacher = (m.detach().double() for m in maps(2, 3, 4, 5))
+    direction = maps(2, 3, 4, 5, seed=1)[1].double()
+    mask = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.6 if masked else None
+
+    def ours(s):
+        return F.channelwise_kl(s, teacher, mask=mask, backend=backend)
+
+    def plain(s):
+        return plain_rows(s, teacher, mask).mean()
+
+    for transform in (
+        lambda f: torch.func.grad(f)(student),
+        lambda f: torch.func.jvp(f, (student,), (direction,)),
+        lambda f: torch.func.jacrev(torch.func.grad(f))(student),
+        lambda f: torch.func.hessian(f)(student),
+    ):
+        torch.testing.assert_close(transform(ours), transform(plain), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(torch.func.grad(ours)(student), loss_and_gradient(student, teacher, mask=mask)[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode(backend):
+    import torch.autograd.forward_ad as forward
+
+    student, teacher = (m.detach() for m in maps(2, 3, 4, 5))
+    direction = maps(2, 3, 4, 5, seed=1)[1]
+    with forward.dual_level():
+        value = F.channelwise_kl(forward.make_dual(student, direction), teacher, backend=backend)
+        primal, tangent = forward.unpack_dual(value)
+        constant = F.channelwise_kl(student, forward.make_dual(teacher, direction), backend=backend)
+        assert forward.unpack_dual(constant).tangent is None
+    expected, gradient = loss_and_gradient(student, teacher, backend=backend)
+    torch.testing.assert_close(primal, expected)
+    torch.testing.assert_close(tangent, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap(backend):
+    student, teacher = (m.detach() for m in maps(5, 2, 3, 4, 4))
+    mask = torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[0, 0] = False
+    student = student.masked_fill(~mask[:, :, None], torch.nan)
+
+    def one(s, t, m):
+        return F.channelwise_kl(s, t, mask=m, backend=backend)
+
+    values = torch.vmap(one)(student, teacher, mask)
+    gradients = torch.vmap(torch.func.grad(one))(student, teacher, mask)
+    for each in range(5):
+        expected = loss_and_gradient(student[each], teacher[each], mask=mask[each], backend=backend)
+        torch.testing.assert_close((values[each], gradients[each]), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-5])
+def test_derivative_of_nearly_equal_maps_by_torch_func(noise):
+    """Where rounding would make the value negative, the derivative is there all the same."""
+    teacher = maps(1, 40, 8, 8)[1]
+    near = teacher + noise * maps(1, 40, 8, 8, seed=1)[1]
+    slope = exact_mean(near, teacher)[1]
+    gradient = torch.func.grad(F.channelwise_kl)(near, teacher)
+    reached = gradient.abs().flatten(2).sum(2) > 0
+    assert bool(reached.all())
+    assert (gradient - slope).norm() <= 0.1 * slope.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_torch_func_inside_a_compiled_function(transform):
+    student, teacher = (m.detach() for m in maps(2, 3, 4, 5))
+
+    def loss(s):
+        return F.channelwise_kl(s, teacher)
+
+    calls = {
+        "grad": lambda s: torch.func.grad(loss)(s),
+        "jvp": lambda s: torch.func.jvp(loss, (s,), (s,))[1],
+        "vmap": lambda s: torch.vmap(loss)(torch.stack([s, 2 * s])),
+    }
+    torch._dynamo.reset()
+    compiled = torch.compile(calls[transform], backend="aot_eager", fullgraph=True)
+    value, gradient = loss_and_gradient(student, teacher)
+    twice = loss_and_gradient(2 * student, teacher)[0]
+    expected = {"grad": gradient, "jvp": (gradient * student).sum(), "vmap": torch.stack([value, twice])}
+    torch.testing.assert_close(compiled(student), expected[transform])
+
+
 def test_teacher_gets_no_gradient():
     student, teacher = maps(1, 2, 3, 3)
     teacher.requires_grad_()
@@ -493,6 +594,8 @@ MISUSE = {
     "integers": (OK.long(), OK, {}, DtypeError, "student: expected floating-point.*int64.*argmax"),
     "integer teacher": (OK, OK.int(), {}, DtypeError, "teacher: expected floating-point.*int32"),
     "complex": (OK.to(torch.complex64), OK, {}, DtypeError, "floating-point"),
+    "float8": (OK.to(torch.float8_e4m3fn), OK, {}, DtypeError, "student: expected float16.*float8_e4m3fn.*bfloat16"),
+    "float8 teacher": (OK, OK.to(torch.float8_e5m2), {}, DtypeError, "teacher: expected float16.*float8_e5m2"),
     "no tensor": ({"out": OK}, OK, {}, DtypeError, "student: expected a tensor.*got dict"),
     "device": (OK, OK.to("meta"), {}, ArgumentError, "student is on cpu, teacher on meta"),
     "temperature zero": (OK, OK, {"temperature": 0.0}, ArgumentError, "positive finite number, got 0.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from densekd.errors import ArgumentError
 from densekd.functional.checks import (
@@ -14,7 +15,7 @@ from densekd.functional.checks import (
     check_temperature,
     working_type,
 )
-from densekd.functional.operator import rows_operator
+from densekd.functional.operator import definition, rows_operator
 
 BACKENDS = ("auto", "torch", "blocked")
 
@@ -47,7 +48,9 @@ def channelwise_kl(
         reduction: "mean" divides by N * C, masked or not; "sum" by nothing; "none" returns (N, C).
             All three carry tau**2.
         backend: "auto" takes "blocked" on the CPU and "torch" elsewhere; "torch" is the plain definition,
-            on any device; "blocked" is the row-blocked CPU operator, which needs less time and memory.
+            on any device; "blocked" is the row-blocked CPU operator, which needs less time and memory. Under
+            `torch.func` (`grad`, `jvp`, `vmap`, `hessian`) and forward-mode differentiation all of them are the
+            plain definition in operations that torch derives, as often as asked.
 
     Returns:
         float32, or float64 where an input is float64. Finite for finite logits of any size: a row whose
@@ -58,7 +61,7 @@ def channelwise_kl(
         DtypeError: integer maps, a mask that is not bool.
         ArgumentError: temperature <= 0, unknown reduction or backend, a backend that cannot run on this
             device.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it).
 
     Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021; the factor
     agrees with irfanICMLL/TorchDistiller, whose `softmax().log()` gives NaN for wide logits where this does
@@ -74,9 +77,20 @@ def channelwise_kl(
     check_mask(mask, student)
     check_reduction(reduction)
     blocked = _choose(backend, student)
+    if _transformed(student):
+        rows, _, _ = definition(student, teacher.detach(), mask, tau)
+        return _reduce(rows, reduction)
     want_gradient = student.requires_grad and torch.is_grad_enabled()
     rows, _ = rows_operator(student, teacher.detach(), mask, tau, blocked, want_gradient)
     return _reduce(rows, reduction)
+
+
+def _transformed(student: Tensor) -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work, whose rules the operator does not have."""
+    # By its type: `is None` is always False where torch.compile looks on.
+    if not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None)):
+        return True
+    return unpack_dual(student).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def channelwise_mse(

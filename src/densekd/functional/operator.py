@@ -25,6 +25,24 @@ def whole_rows(
     `temperature**2 * KL` of every row, (N, C), and its gradient `temperature * (q - p)` in the student's
     shape (empty where it is not wanted). Rows without a valid position give zero.
     """
+    rows, q, p = definition(student, teacher, mask, temperature)
+    if not want_gradient:
+        return rows, student.new_empty(0, dtype=rows.dtype)
+    slope = temperature * (q - p)
+    if mask is not None:
+        valid = mask.flatten(1)[:, None]
+        slope = torch.where(valid & valid.any(2, keepdim=True), slope, 0.0)
+    gradient = torch.empty_like(student, dtype=rows.dtype)
+    return rows, gradient.copy_(slope.view(student.shape))
+
+
+def definition(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`temperature**2 * KL` of every row, (N, C), with q and p, (N, C, P), in operations that torch can derive.
+
+    Rows without a valid position give zero.
+    """
     working = working_type(student, teacher)
     s, t = student.to(working).flatten(2), teacher.to(working).flatten(2)
     valid = None if mask is None else mask.flatten(1)[:, None]  # (N, 1, P)
@@ -36,26 +54,23 @@ def whole_rows(
     # cancels.
     gap = v - u + torch.log1p((q_mass - p_mass) / p_mass)  # log p - log q
     terms = torch.where(p > 0, p * gap, 0.0)
-    rows = temperature**2 * (terms.sum(2) + (q - p).sum(2)).clamp(min=0.0)
+    rows = temperature**2 * (terms.sum(2) + (q - p).sum(2))
+    # What rounding left below zero is taken off as a constant: a clamp would take the derivative with it.
+    rows = rows - rows.detach().clamp(max=0.0)
     if valid is not None:
-        some = valid.any(2)
-        rows = torch.where(some, rows, 0.0)
-    rows = _saturate(rows, s, valid)
-    if not want_gradient:
-        return rows, student.new_empty(0, dtype=working)
-    slope = temperature * (q - p)
-    if valid is not None:
-        slope = torch.where(valid & some[..., None], slope, 0.0)
-    gradient = torch.empty_like(student, dtype=working)
-    return rows, gradient.copy_(slope.view(student.shape))
+        rows = torch.where(valid.any(2), rows, 0.0)
+    return _saturate(rows, s, valid), q, p
 
 
 def _centred(x: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
-    """`(x - max x) / temperature` per row, -inf in void positions, zero in rows with nothing valid."""
+    """`(x - max x) / temperature` per row, -inf in void positions, zero in rows with nothing valid.
+
+    The maximum is a constant: what is made of it does not depend on it.
+    """
     if valid is not None:
         x = torch.where(valid, x, -torch.inf)
         x = torch.where(valid.any(2, keepdim=True), x, 0.0)
-    return (x - x.amax(2, keepdim=True)) / temperature
+    return (x - x.detach().amax(2, keepdim=True)) / temperature
 
 
 def _saturate(rows: Tensor, student: Tensor, valid: Tensor | None) -> Tensor:
