@@ -14,8 +14,17 @@ from densekd.data.folder import FolderSet, Scan, auto_split, scan_split
 from densekd.data.masks import MaskReader, colors_of
 from densekd.data.memory import InMemory
 from densekd.data.palette import made_palette
+from densekd.data.part import Part
 from densekd.data.scenes import ScenesSet
-from densekd.data.specs import AugmentSpec, Color, FolderSpec, ScenesDataSpec, SplitSpec, check_names
+from densekd.data.specs import (
+    AugmentSpec,
+    AutoSplitSpec,
+    Color,
+    FolderSpec,
+    ScenesDataSpec,
+    SplitSpec,
+    check_names,
+)
 from densekd.data.unlabelled import ImageSet, WithoutLabels, scan_images
 from densekd.errors import ConfigError, DataError
 
@@ -62,9 +71,15 @@ def build_data(
 
 
 def _build_scenes(spec: ScenesDataSpec) -> DataBundle:
-    train = ScenesSet("train", spec.train_count, spec.size, spec.seed)
-    val = ScenesSet("val", spec.val_count, spec.size, spec.seed)
-    bundle = DataBundle(train, val, {}, train.classes, train.palette, train.ignore_index)
+    drawn = ScenesSet("train", spec.train_count, spec.size, spec.seed)
+    train: SegmentationSet = drawn
+    val: SegmentationSet = ScenesSet("val", spec.val_count, spec.size, spec.seed)
+    notices = []
+    if spec.holdout is not None:
+        first = spec.train_count - min(max(1, round(spec.holdout.fraction * spec.train_count)), spec.train_count - 1)
+        train, val = Part(drawn, range(first)), Part(drawn, range(first, spec.train_count))
+        notices = [f"data.holdout: training on {len(train)} scenes, scored on {len(val)} of the training set"]
+    bundle = DataBundle(train, val, {}, drawn.classes, drawn.palette, drawn.ignore_index, notices)
     if spec.unlabelled is None:
         return bundle
     return replace(
@@ -126,7 +141,7 @@ def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
     else:
         notices.append("data.check is off: files are opened only when they are used")
     sets = {name: FolderSet(pairs, reader, palette) for name, pairs in splits.items()}
-    extra: dict[str, SegmentationSet] = {name: sets[name] for name in spec.extra}
+    extra: dict[str, SegmentationSet] = {name: sets[name] for name in spec.extra if name in sets}
     more = ImageSet(sets["train"], images) if images else None
     return DataBundle(sets["train"], sets["val"], extra, classes, palette, spec.ignore_index, notices, more)
 
@@ -134,9 +149,10 @@ def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
 def _splits(spec: FolderSpec, root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
     """The pairs of train, val and every further set; all that is wrong with the file names in one error."""
     asked: dict[str, SplitSpec] = {"train": spec.train}
-    if spec.auto_split is None:
-        asked["val"] = spec.val or SplitSpec()
-    asked |= spec.extra
+    if spec.holdout is None:
+        if spec.auto_split is None:
+            asked["val"] = spec.val or SplitSpec()
+        asked |= spec.extra
     scans: dict[str, Scan] = {name: scan_split(root, name, split) for name, split in asked.items()}
     problems = dict.fromkeys(problem for scan in scans.values() for problem in scan.problems)
     complain(list(problems), sum(len(scan.pairs) for scan in scans.values()))
@@ -144,9 +160,23 @@ def _splits(spec: FolderSpec, root: Path) -> tuple[dict[str, list[Pair]], list[s
     notices = [notice for scan in scans.values() for notice in scan.notices]
     if spec.auto_split is not None:
         train, val, said = auto_split(splits["train"], spec.auto_split)
-        splits = {"train": train, "val": val} | {name: splits[name] for name in spec.extra}
+        splits = {**splits, "train": train, "val": val}
+        notices.append(said)
+    if spec.holdout is not None:
+        splits, said = _held_out(splits["train"], spec)
         notices.append(said)
     return splits, notices
+
+
+def _held_out(pairs: list[Pair], spec: FolderSpec) -> tuple[dict[str, list[Pair]], str]:
+    """Training pairs and the part of them that takes the place of the validation set."""
+    held = spec.holdout
+    pattern = None if held is None else held.group or (spec.auto_split.group if spec.auto_split else None)
+    if held is None or pattern is None:
+        raise ConfigError("data.holdout.group: missing; give the pattern that finds a file's group")
+    how = AutoSplitSpec(group=pattern, fraction=held.fraction, seed=held.seed)
+    train, val, said = auto_split(pairs, how, key="data.holdout")
+    return {"train": train, "val": val}, f"{said}; the validation set is not opened"
 
 
 def _overlaps(splits: Mapping[str, Sequence[Pair]]) -> list[str]:

@@ -192,7 +192,9 @@ def _mask_missing(image: Path, expected: Path, other: Path | None) -> str:
     )
 
 
-def auto_split(pairs: Sequence[Pair], spec: AutoSplitSpec) -> tuple[list[Pair], list[Pair], str]:
+def auto_split(
+    pairs: Sequence[Pair], spec: AutoSplitSpec, key: str = "data.auto_split"
+) -> tuple[list[Pair], list[Pair], str]:
     """Divide pairs into training and validation, whole groups at a time.
 
     Groups are visited in an order drawn from `spec.seed`; one goes to validation where that brings the number
@@ -215,12 +217,12 @@ def auto_split(pairs: Sequence[Pair], spec: AutoSplitSpec) -> tuple[list[Pair], 
             groups.setdefault(match.group(1 if match.re.groups else 0) or "", []).append(pair)
     if strays:
         raise DataError(
-            f"data.auto_split.group: {spec.group!r} does not match {len(strays)} of {len(pairs)} file stems: "
+            f"{key}.group: {spec.group!r} does not match {len(strays)} of {len(pairs)} file stems: "
             f"{', '.join(strays[:5])}"
         )
     if len(groups) < 2:
         raise DataError(
-            f"data.auto_split.group: {spec.group!r} puts all {len(pairs)} files into one group "
+            f"{key}.group: {spec.group!r} puts all {len(pairs)} files into one group "
             f"({next(iter(groups), '')!r}); a split needs two or more"
         )
     wanted = spec.fraction * len(pairs)

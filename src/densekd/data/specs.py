@@ -166,6 +166,20 @@ class AutoSplitSpec(Spec):
     _regex = field_validator("group")(_pattern)
 
 
+class HoldoutSpec(Spec):
+    """Score on a part of the training set; the validation set and further sets are not even opened."""
+
+    group: str | None = Field(
+        default=None,
+        description="folder: regular expression searched in the file stem; whole groups are held out. null: "
+        "auto_split's pattern. Drawn scenes have no groups: the last ones are held out",
+    )
+    fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the training images held out")
+    seed: int = Field(default=0, description="which groups are held out")
+
+    _regex = field_validator("group")(_pattern)
+
+
 class FolderSpec(Spec):
     """Images and masks in folders: `<root>/<split>/images/NAME.jpg` and `<root>/<split>/masks/NAME.png`."""
 
@@ -190,6 +204,9 @@ class FolderSpec(Spec):
         description="further sets to evaluate on, by name: for instance one drive held out",
     )
     auto_split: AutoSplitSpec | None = Field(default=None, description="where there is no validation folder")
+    holdout: HoldoutSpec | None = Field(
+        default=None, description="score on a part of the training set instead of the validation set (what `tune` does)"
+    )
     unlabelled: UnlabelledFilesSpec | None = Field(
         default=None, description="images without masks, which give the distillation terms only"
     )
@@ -203,6 +220,11 @@ class FolderSpec(Spec):
     def _one_validation_set(self) -> FolderSpec:
         if self.val is not None and self.auto_split is not None:
             raise ValueError("val and auto_split are both given: keep one of them")
+        if self.holdout is not None and self.holdout.group is None and self.auto_split is None:
+            raise ValueError(
+                "holdout.group is missing: give a regular expression that finds the group (drive, place, day) in a "
+                "file's name: images of one group are too alike to be divided"
+            )
         taken = {"train", "val"} & set(self.extra)
         if taken:
             raise ValueError(f"extra: the name {min(taken)!r} is taken; choose another")
@@ -229,6 +251,10 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class ScenesDataSpec(ScenesSpec):
     """Drawn street scenes with their augmentation."""
 
+    holdout: HoldoutSpec | None = Field(
+        default=None, description="score on a part of the training set instead of the validation set (what `tune` does)"
+    )
+
     unlabelled: UnlabelledScenesSpec | None = Field(
         default=None, description="scenes without labels, which give the distillation terms only"
     )
@@ -236,6 +262,12 @@ class ScenesDataSpec(ScenesSpec):
         default=False, description="keep every decoded image in memory after its first reading (per loading process)"
     )
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
+
+    @model_validator(mode="after")
+    def _scenes_left(self) -> ScenesDataSpec:
+        if self.holdout is not None and self.train_count < 2:
+            raise ValueError("holdout needs at least two training scenes (train_count)")
+        return self
 
 
 DataSpec = Annotated[FolderSpec | ScenesDataSpec, Field(discriminator="name")]
