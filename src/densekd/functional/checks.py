@@ -13,8 +13,11 @@ from densekd.errors import ArgumentError, DtypeError, ShapeError, nearest
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_maps(student: Any, teacher: Any, *, same_shape: bool = True) -> None:
-    """Two floating-point maps (N, C, *spatial) on one device, of one shape unless told otherwise."""
+def check_maps(student: Any, teacher: Any, *, same_shape: bool = True, same_channels: bool = True) -> None:
+    """Two floating-point maps (N, C, *spatial) on one device, of one shape unless told otherwise.
+
+    Without `same_channels` the shapes agree in all but C.
+    """
     for name, value in (("student", student), ("teacher", teacher)):
         if not isinstance(value, Tensor):
             raise DtypeError(
@@ -42,15 +45,19 @@ def check_maps(student: Any, teacher: Any, *, same_shape: bool = True) -> None:
         raise ArgumentError(
             f"student is on {student.device}, teacher on {teacher.device}; move one of them with .to(device)"
         )
-    if same_shape and student.shape != teacher.shape:
-        raise ShapeError(_shape_message(student.shape, teacher.shape))
+    if not same_shape:
+        return
+    compared = [x.shape if same_channels else x.shape[:1] + x.shape[2:] for x in (student, teacher)]
+    if compared[0] != compared[1]:
+        raise ShapeError(_shape_message(student.shape, teacher.shape, same_channels))
 
 
-def _shape_message(student: torch.Size, teacher: torch.Size) -> str:
-    head = f"student and teacher must have one shape, got {tuple(student)} and {tuple(teacher)}"
+def _shape_message(student: torch.Size, teacher: torch.Size, same_channels: bool) -> str:
+    expected = "one shape" if same_channels else "one shape in all but the channels"
+    head = f"student and teacher must have {expected}, got {tuple(student)} and {tuple(teacher)}"
     if student[0] != teacher[0]:
         return f"{head}; the batch sizes differ: give both networks the same images"
-    if student[1] != teacher[1]:
+    if same_channels and student[1] != teacher[1]:
         return f"{head}; the channels differ: put a 1x1 convolution on the student (the Distiller makes one)"
     same_area = math.prod(student[2:]) == math.prod(teacher[2:])
     note = " (the areas are equal, the positions are not)" if same_area else ""
