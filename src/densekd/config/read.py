@@ -33,6 +33,11 @@ def _read_text(name: str) -> str:
     known = shipped_recipes()
     if name in known:
         return resources.files("densekd").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    if path.is_dir():
+        raise ConfigError(
+            f"recipe {name!r}: a folder without a recipe.yaml, so no run; give a recipe file, a run folder, or one of "
+            f"the shipped: {', '.join(known)}"
+        )
     raise ConfigError(
         f"recipe {name!r}: no such file, and no shipped recipe of that name{nearest(name, known)}; "
         f"shipped: {', '.join(known)}"

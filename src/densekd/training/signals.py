@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,10 +29,14 @@ class StopSignals:
     """Context manager that turns the first signal into a flag: `asked` is its number, or None.
 
     Outside the main thread (where Python allows no handlers) it does nothing.
+
+    Args:
+        said: called at the first signal with a line for the user, who would else see nothing until the step ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: Callable[[str], None] | None = None) -> None:
         self.asked: int | None = None
+        self._said = said
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -50,3 +56,8 @@ class StopSignals:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = number
+        if self._said is not None:
+            again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+            # The signal may have come in the middle of another line on the same stream, which refuses a second one.
+            with suppress(RuntimeError, OSError):
+                self._said(f"stopping after this step; {again} stops at once")
