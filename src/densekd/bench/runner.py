@@ -94,11 +94,16 @@ def interleave(
     return timings
 
 
-def peak_extra_bytes(call: Callable[[], object]) -> int:
-    """The most memory `call` held at one time beyond what was held before it, from torch's CPU allocator.
+def peak_extra_bytes(call: Callable[[], object], device: torch.device | None = None) -> int:
+    """The most memory `call` held at one time beyond what was held before it, from torch's allocator.
 
-    Temporaries inside operators count. It runs under the profiler: never time the same call.
+    Temporaries inside operators count. On the CPU it runs under the profiler: never time the same call.
+
+    Args:
+        device: whose memory; default the CPU's.
     """
+    if device is not None and device.type == "cuda":
+        return _peak_extra_cuda_bytes(call, device)
     # The profiler's library otherwise writes its own notes (and that there is no GPU) to the terminal.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with torch.profiler.profile(
@@ -115,6 +120,15 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def _peak_extra_cuda_bytes(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _on_cpu(event: dict[str, dict[str, int]]) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, QuietFlag
+
+if TYPE_CHECKING:
+    from densekd.records import BenchRecord
 
 app = typer.Typer(help="Measure on this machine: a table and a record.")
 
@@ -35,27 +40,90 @@ def loss(
     as_json: Json = False,
 ) -> None:
     """Channel-wise KL: time, speed-up, peak memory and error against the textbook formulation."""
-    from densekd import files
     from densekd.bench import loss as bench
+
+    _refuse_existing(out, force)
+    shapes = bench.QUICK_SHAPES if quick else bench.SHAPES
+    words = ["densekd", "bench", "loss", "--threads", str(threads), "--rounds", str(rounds)]
+    command = shlex.join([*words, *(["--quick"] if quick else [])])
+    with _progress(quiet) as progress:
+        record = bench.run(threads=threads, rounds=rounds, shapes=shapes, progress=progress, command=command)
+    title = f"channel-wise KL, forward and backward, {threads} thread(s)"
+    _finish(out, record, bench.rows(record), title, quiet, as_json)
+
+
+@app.command("methods")
+@guarded
+def methods(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
+    ] = Path("bench-methods.json"),
+    names: Annotated[
+        str | None, typer.Option("--methods", help="Which, with commas between (see `densekd list methods`).")
+    ] = None,
+    maps: Annotated[str, typer.Option("--maps", help="Which maps: logits, features, or both.")] = "logits,features",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, or both; auto: the CPU, and CUDA where there is one.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Every distillation loss: time, peak memory, parameters, beside a plain mean squared error."""
+    from densekd.bench import methods as bench
+
+    _refuse_existing(out, force)
+    words = ["densekd", "bench", "methods", "--threads", str(threads), "--rounds", str(rounds)]
+    words += [] if names is None else ["--methods", names]
+    words += ["--maps", maps, "--device", device, *(["--quick"] if quick else [])]
+    with _progress(quiet) as progress:
+        record = bench.run(
+            methods=None if names is None else _parts(names),
+            maps=bench.choose_maps(_parts(maps), quick=quick),
+            devices=bench.choose_devices(_parts(device)),
+            threads=threads,
+            rounds=rounds,
+            progress=progress,
+            command=shlex.join(words),
+        )
+    for line in [] if quiet else bench.left_out(record):
+        complain(line)
+    title = f"distillation losses, forward and backward, on {record.device}, {threads} CPU thread(s)"
+    _finish(out, record, bench.rows(record), title, quiet, as_json)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _refuse_existing(out: Path, force: bool) -> None:
     from densekd.errors import RunError
-    from densekd.records import dump
 
     if out.exists() and not force:
         raise RunError(f"{out}: exists; use --force to replace it or --out for another file")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What a benchmark calls with (done, in all), shown on stderr."""
     with Watch() as watch:
+        yield None if quiet else lambda done, total: watch.counting("measuring", done, total)
 
-        def count(done: int, total: int) -> None:
-            watch.counting("measuring", done, total)
 
-        shapes = bench.QUICK_SHAPES if quick else bench.SHAPES
-        words = ["densekd", "bench", "loss", "--threads", str(threads), "--rounds", str(rounds)]
-        command = shlex.join([*words, *(["--quick"] if quick else [])])
-        progress = None if quiet else count
-        record = bench.run(threads=threads, rounds=rounds, shapes=shapes, progress=progress, command=command)
+def _finish(
+    out: Path, record: BenchRecord, rows: Sequence[Mapping[str, Any]], title: str, quiet: bool, as_json: bool
+) -> None:
+    """Write the record and print it."""
+    from densekd import files
+    from densekd.records import dump
+
     files.write_json(out, dump(record))
     if as_json:
         typer.echo(json.dumps(dump(record), indent=2))
     else:
-        table(bench.rows(record), title=f"channel-wise KL, forward and backward, {threads} thread(s)")
+        table(rows, title=title)
     if not quiet:
         complain(f"record: {out}")
