@@ -47,7 +47,11 @@ class DataBundle:
 
 
 def build_data(
-    spec: FolderSpec | ScenesDataSpec, *, progress: Progress | None = None, unlabelled: bool = True
+    spec: FolderSpec | ScenesDataSpec,
+    *,
+    progress: Progress | None = None,
+    unlabelled: bool = True,
+    one_size: bool = True,
 ) -> DataBundle:
     """The data sets that a recipe's `data` describes.
 
@@ -55,6 +59,7 @@ def build_data(
         spec: a folder of files or drawn scenes.
         progress: called with (files checked, files in all) while a folder is checked.
         unlabelled: also the images of `spec.unlabelled`, which only a distillation uses; False leaves them unopened.
+        one_size: training images must form batches; False where nothing is trained, so that they may differ in size.
 
     Raises:
         DataError: files are missing, unreadable or do not fit; up to ten are listed with their reasons.
@@ -62,7 +67,7 @@ def build_data(
     """
     if not unlabelled:
         spec = spec.model_copy(update={"unlabelled": None})
-    bundle = _build_folder(spec, progress) if isinstance(spec, FolderSpec) else _build_scenes(spec)
+    bundle = _build_folder(spec, progress, one_size) if isinstance(spec, FolderSpec) else _build_scenes(spec)
     if not spec.in_memory:
         return bundle
     extra: dict[str, SegmentationSet] = {name: InMemory(one) for name, one in bundle.extra.items()}
@@ -115,7 +120,7 @@ def _palette(spec: FolderSpec, classes: tuple[str, ...]) -> tuple[Color, ...]:
     return made_palette(len(classes))
 
 
-def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
+def _build_folder(spec: FolderSpec, progress: Progress | None, one_size: bool) -> DataBundle:
     root = Path(spec.root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (data.root)")
@@ -137,7 +142,8 @@ def _build_folder(spec: FolderSpec, progress: Progress | None) -> DataBundle:
         for name, pairs in splits.items():
             notices += _strange(name, [facts[pair.image] for pair in pairs], classes)
         sizes += [(found.height, found.width) for found in (facts[pair.image] for pair in splits["train"])]
-        _refuse_mixed_sizes(sizes, spec.augment, "training images" + (", labelled or not," if images else ""))
+        if one_size:
+            _refuse_mixed_sizes(sizes, spec.augment, "training images" + (", labelled or not," if images else ""))
     else:
         notices.append("data.check is off: files are opened only when they are used")
     sets = {name: FolderSet(pairs, reader, palette) for name, pairs in splits.items()}
