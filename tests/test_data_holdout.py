@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runkit import make_place
 
 from densekd.config import load_recipe
 from densekd.data.build import DataBundle, build_data
 from densekd.data.specs import FolderSpec, ScenesDataSpec
 from densekd.errors import DataError
+from runkit import make_place
 
 
 def build(root: Path, **options: Any) -> DataBundle:
@@ -46,7 +46,7 @@ def test_a_recipe_that_splits_by_group_holds_out_by_the_same_groups(tmp_path: Pa
 
 
 def test_a_group_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="holdout.group is missing: give a regular expression that finds the group"):
+    with pytest.raises(ValueError, match=r"holdout\.group is missing: give a regular expression that finds the group"):
         FolderSpec(root=".", holdout={})
 
 
