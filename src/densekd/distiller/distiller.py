@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from densekd.adapters import nearest_resize
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.plan import TermPlan
+from densekd.distiller.reported import reported
 from densekd.distiller.sides import chosen
 from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, DtypeError, ShapeError, TapError, nearest
@@ -168,9 +169,9 @@ class Distiller(nn.Module):
             if name in values:
                 value = weight * values[name]
                 total = total + value
-                parts[name] = value.detach()
+                parts[name] = reported(value)
             else:
-                parts[name] = total.new_zeros(())
+                parts[name] = reported(total.new_zeros(()))
         return DistillOutput(output, total, parts)
 
     def values(
