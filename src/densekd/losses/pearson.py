@@ -1,0 +1,26 @@
+"""Correlation of channels (PKD) as a module."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from densekd.functional.pearson import pearson_distance
+from densekd.losses.base import DistillationLoss
+
+
+class Pearson(DistillationLoss):
+    """Channels compared by their correlation over the batch; see `densekd.functional.pearson_distance`."""
+
+    name: ClassVar[str] = "pearson"
+    cost: ClassVar[str] = "N C P"
+
+    def forward(
+        self,
+        student_map: Tensor,
+        teacher_map: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return pearson_distance(student_map, teacher_map, mask=mask)
