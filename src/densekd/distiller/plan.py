@@ -131,7 +131,7 @@ def build_modules(
 
 
 def describe(plan: TermPlan, modules: TermModules) -> list[str]:
-    """What the user should know of a term's adapter and layouts."""
+    """What the user should know of a term's adapter, layouts, and the parameters its loss trains."""
     done = [
         f"{who} map {words}"
         for who, side in (("student", plan.student), ("teacher", plan.teacher))
@@ -146,4 +146,7 @@ def describe(plan: TermPlan, modules: TermModules) -> list[str]:
     if plan.student.shape[2:] != plan.teacher.shape[2:]:
         sizes = ["x".join(map(str, side.shape[2:])) for side in (plan.student, plan.teacher)]
         done.append(f"student map resized from {sizes[0]} to the teacher's {sizes[1]}")
+    own = sum(parameter.numel() for parameter in modules.loss.parameters())
+    if own:
+        done.append(f"the loss trains {own:,} parameters of its own")
     return [f"term {plan.name!r}: {'; '.join(done)}"] if done else []
