@@ -310,8 +310,8 @@ def test_compiled_it_is_one_graph():
 def test_misuse_is_named():
     x = torch.zeros(2, 3, 4, 8)
     cases = [
-        (crossimage_kl, (x, x[:, :, :2]), {}, ShapeError, r"one batch and spatial size .* got \(2, 3, 4, 8\) and"),
-        (crossimage_kl, (x, x[:1]), {}, ShapeError, "one batch and spatial size"),
+        (crossimage_kl, (x, x[:, :, :2]), {}, ShapeError, r"all but the channels, got \(2, 3, 4, 8\) and"),
+        (crossimage_kl, (x, x[:1]), {}, ShapeError, "one shape in all but the channels"),
         (crossimage_kl, (x[..., :1, :1], x[..., :1, :1]), {}, ShapeError, "at least two positions, got one"),
         (crossimage_kl, (x, x), {"pool": 8}, ShapeError, "at least two positions.*pool 8.*lower pool"),
         (crossimage_kl, (x, x), {"pool": 0}, ArgumentError, "pool: expected a whole number of at least 1, got 0"),

@@ -365,7 +365,7 @@ class TestRefusals:
             ((student, teacher, labels.float()), DtypeError, "labels: expected integer"),
             ((student, teacher, labels[:, :4]), ShapeError, "labels: expected"),
             ((student, teacher, labels + 2), ArgumentError, "values from 2 to 5; expected class ids 0 to 3"),
-            ((student, teacher[:, :, :4], labels), ShapeError, "one batch and spatial size"),
+            ((student, teacher[:, :, :4], labels), ShapeError, "one shape in all but the channels"),
             ((student, teacher, labels, labels), DtypeError, "mask: expected bool"),
         ):
             with pytest.raises(error, match=words):

@@ -63,7 +63,8 @@ def crossimage_kl(
     factor is that of winycg/CIRKD, which knows no mask and pools, where asked, by 2. "The batch" is that of one
     process.
     """
-    _check(student, teacher, mask)
+    check_maps(student, teacher, same_channels=False)
+    check_mask(mask, student)
     tau = check_temperature(temperature)
     pool = check_count("pool", pool)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -88,16 +89,6 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return value
-
-
-def _check(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
-    check_maps(student, teacher, same_shape=False)
-    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-        raise ShapeError(
-            f"student and teacher must have one batch and spatial size (the channels may differ), got "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}; resize the student's map first (the Distiller does)"
-        )
-    check_mask(mask, student)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

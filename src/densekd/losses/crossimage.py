@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Size, Tensor
 
-from densekd.errors import ArgumentError, ShapeError
+from densekd.errors import ArgumentError
 from densekd.functional.checks import check_labels, check_maps, check_mask, check_temperature, working_type
 from densekd.functional.crossimage import check_count, crossimage_kl
 from densekd.functional.crossimage_memory import crossimage_memory_kl
@@ -127,14 +127,8 @@ class CrossImage(DistillationLoss):
         self, student: Tensor, teacher: Tensor, labels: Tensor | None, mask: Tensor | None, classes: int
     ) -> Tensor:
         """(N, P), True where a pixel has a class and is not masked."""
-        check_maps(student, teacher, same_shape=False)
+        check_maps(student, teacher, same_channels=False)
         check_mask(mask, student)
-        expected = (student.shape[0], *student.shape[2:])
-        if (teacher.shape[0], *teacher.shape[2:]) != expected:
-            raise ShapeError(
-                "student and teacher must have one batch and spatial size (the channels may differ), got "
-                f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-            )
         if labels is None:
             raise ArgumentError("CrossImage(memory=True) needs labels (N, *spatial) at the size of the maps")
         check_labels(labels, student, classes, self.ignore_index)
