@@ -315,6 +315,19 @@ def test_module_is_the_function():
         Decoupled(beta=-2.0)
 
 
+@pytest.mark.slow
+def test_it_compiles_into_one_graph():
+    torch._dynamo.reset()
+    student, teacher, labels = maps(2, 5, 4, 4)
+    compiled = torch.compile(decoupled_kl, backend="aot_eager", fullgraph=True)
+    value, expected = (f(student, teacher, labels, mask=some_mask(labels)) for f in (compiled, decoupled_kl))
+    torch.testing.assert_close(value, expected)
+    (gradient,), (slope,) = (torch.autograd.grad(v, student) for v in (value, expected))
+    torch.testing.assert_close(gradient, slope)
+    with pytest.raises(Exception, match="out of bounds"):
+        compiled(student, teacher, labels + 5, mask=labels != 255)
+
+
 def test_in_a_distiller():
     student, teacher = (torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)) for _ in range(2))
     images = torch.rand(2, 3, 8, 8)

@@ -285,6 +285,17 @@ def test_teacher_gets_no_gradient():
     assert teacher.grad is None
 
 
+@pytest.mark.slow
+def test_it_compiles_into_one_graph():
+    torch._dynamo.reset()
+    student, teacher = maps(2, 5, 4, 4)
+    compiled = torch.compile(dist_pearson, backend="aot_eager", fullgraph=True)
+    value, expected = (f(student, teacher, mask=some_mask(2, 4, 4)) for f in (compiled, dist_pearson))
+    torch.testing.assert_close(value, expected)
+    (gradient,), (slope,) = (torch.autograd.grad(v, student) for v in (value, expected))
+    torch.testing.assert_close(gradient, slope)
+
+
 def test_misuse_is_named():
     x = torch.zeros(2, 3, 4, 8)
     cases = [

@@ -98,18 +98,21 @@ def check_mask(mask: Any, like: Tensor, name: str = "mask") -> None:
 def check_labels(labels: Any, like: Tensor, num_classes: int, ignore_index: int) -> None:
     """Integers (N, *spatial) on the device of the maps: ids below `num_classes`, or `ignore_index`.
 
-    On an accelerator this waits for the labels; an id out of range would end the whole process there.
+    On an accelerator this waits for the labels; an id out of range would end the whole process there. In a compiled
+    graph values cannot be looked at: there it is the indexing that fails.
     """
     if not isinstance(labels, Tensor):
         raise DtypeError(f"labels: expected an integer tensor (N, *spatial), got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DtypeError(f"labels: expected integer class ids, got {labels.dtype}; convert them with .long()")
     _check_positions("labels", labels, like)
+    if torch.compiler.is_compiling():
+        return
     low, high = torch.stack(torch.aminmax(labels.masked_fill(labels == ignore_index, 0))).tolist()
     if low < 0 or high >= num_classes:
         raise ArgumentError(
-            f"labels: values from {low} to {high}; expected class ids 0 to {num_classes - 1}, one per channel of the "
-            f"maps, or the ignore_index {ignore_index}"
+            f"labels: values from {low} to {high}; expected class ids 0 to {num_classes - 1} or the ignore_index "
+            f"{ignore_index}"
         )
 
 
