@@ -38,9 +38,10 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     listed = None if spec.list is None else listed_stems(root, spec.list)
     scan = Scan()
     images, others = by_stem(root, IMAGE_SUFFIXES, scan)
+    files = len(images) + len(scan.problems)
     absent = sorted((listed or set()) - images.keys())
     scan.problems += [f"{root / stem}: in {spec.list}, but no such image (.jpg, .png, .tif)" for stem in absent]
-    complain(scan.problems, len(images), "images without masks")
+    complain(scan.problems, files, "images without masks")
     kept = kept_stems(images, spec, listed)
     if not kept:
         raise DataError(f"{root}: no images without masks{nothing_left(spec, len(images))}")
