@@ -31,7 +31,7 @@ def pixelwise_kl(
         standardize: first bring the logits of every pixel to mean 0 and standard deviation 1 over the channels,
             z = (x - mean_c x) / (std_c x + 1e-7) with the unbiased std, in both maps: shapes are compared, sizes
             are not (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, which takes tau = 2).
-            A pixel whose logits are all equal becomes zeros and gets no gradient.
+            A pixel whose logits are all equal but for rounding becomes zeros and gets no gradient.
         mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still
             back-propagates.
         reduction: "mean" divides by the number of valid positions (N * P without a mask);

@@ -45,6 +45,7 @@ class MaskedGenerative(DistillationLoss):
 
     name: ClassVar[str] = "masked"
     cost: ClassVar[str] = "N C^2 P"
+    default_weight: ClassVar[float] = 1.6
     generator: Generator | None
 
     def __init__(self, mask_ratio: float = 0.75, hidden: int | None = None) -> None:

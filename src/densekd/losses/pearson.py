@@ -15,6 +15,7 @@ class Pearson(DistillationLoss):
 
     name: ClassVar[str] = "pearson"
     cost: ClassVar[str] = "N C P"
+    default_weight: ClassVar[float] = 10.0
 
     def forward(
         self,
