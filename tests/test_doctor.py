@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from densekd.distiller import Distiller, Term
 from densekd.doctor import Report, preflight
-from densekd.errors import ArgumentError, DensekdError
+from densekd.errors import ArgumentError, DensekdError, DtypeError, ShapeError
 from densekd.losses import ChannelWise, DistillationLoss, FeatureMimic
 
 
@@ -137,6 +137,41 @@ class TestSound:
         distiller = Distiller(Keyword(), Keyword(), [Term(ChannelWise(), weight=3.0)], {"pixel_values": images})
         report = preflight(distiller, {"pixel_values": images, "scale": 2.0, "labels": labels}, F.cross_entropy)
         assert report.ok
+
+
+class TestMisuse:
+    @pytest.mark.parametrize("given", [network(), None, "distiller"], ids=["network", "none", "text"])
+    def test_no_distiller(self, given: Any) -> None:
+        with pytest.raises(DtypeError, match=rf"needs a Distiller first, got a {type(given).__name__}; call preflight"):
+            preflight(given, batch(), F.cross_entropy)
+
+    @pytest.mark.parametrize("loss", [None, "cross_entropy"])
+    def test_task_loss_is_no_function(self, loss: Any) -> None:
+        with pytest.raises(DtypeError, match=r"task_loss must be a function \(student_output, labels\) -> scalar"):
+            preflight(built(), batch(), loss)
+
+    def test_task_loss_gives_no_scalar(self) -> None:
+        distiller = built().eval()
+        state = {key: value.clone() for key, value in distiller.state_dict().items()}
+        with pytest.raises(ShapeError, match=r"task_loss must return a scalar, got shape \(2, 8, 8\); take its mean"):
+            preflight(distiller, batch(), nn.CrossEntropyLoss(reduction="none"))
+        with pytest.raises(DtypeError, match=r"must return a scalar tensor, got a tuple.*\[0\]"):
+            preflight(distiller, batch(), lambda output, labels: (F.cross_entropy(output, labels), {}))
+        with pytest.raises(DtypeError, match="got a NoneType"):
+            preflight(distiller, batch(), lambda output, labels: None)
+        assert not distiller.training
+        assert all(torch.equal(value, state[key]) for key, value in distiller.state_dict().items())
+
+    def test_a_scalar_with_an_axis(self) -> None:
+        assert preflight(built(), batch(), lambda output, labels: F.cross_entropy(output, labels).reshape(1)).ok
+
+    def test_labels_of_another_task(self) -> None:
+        images, _ = batch()
+        assert preflight(built(), (images, torch.rand(2, 5, 8, 8)), F.mse_loss).ok
+
+    @pytest.mark.slow  # the compiler takes seconds to import
+    def test_compiled(self) -> None:
+        assert preflight(torch.compile(built(), backend="eager"), batch(), F.cross_entropy).ok
 
 
 class TestProblems:

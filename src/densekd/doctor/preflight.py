@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from densekd.distiller import Distiller
 from densekd.doctor.report import Report, TermRow
-from densekd.errors import ArgumentError, DensekdError
+from densekd.errors import ArgumentError, DensekdError, DtypeError, ShapeError
 from densekd.taps import preserved, training_without_norms
 from densekd.teacher import Batch
 
@@ -42,15 +42,16 @@ def preflight(distiller: Distiller, batch: Any, task_loss: Callable[[Any, Tensor
     gradients, modes and random states are afterwards what they were.
 
     Args:
-        distiller: as built.
+        distiller: as built, or compiled by `torch.compile`.
         batch: `(images, labels)`, or a mapping with `image`, `images` or `pixel_values`, with `label` or
             `labels`, and perhaps a `valid` mask (N, H, W); other keys of a mapping with `pixel_values` go to the
             networks, all others are left aside.
         task_loss: `task_loss(student_output, labels)` gives the task's loss, a scalar.
 
     Raises:
-        ArgumentError: a batch of another form.
+        ArgumentError: no Distiller; a batch of another form; a task loss that cannot be called or gives no scalar.
     """
+    distiller = _as_distiller(distiller, task_loss)
     step = _as_step(batch)
     network = distiller.teacher if isinstance(distiller.teacher, nn.Module) else None
     report = Report(notices=list(distiller.notices), terms=_rows(distiller))
@@ -64,17 +65,47 @@ def preflight(distiller: Distiller, batch: Any, task_loss: Callable[[Any, Tensor
         if step.batch.images.shape[0] < 2:
             training_without_norms(distiller.student)
         try:
-            output, values = distiller.values(step.batch, step.labels, step.valid)
+            # Labels that no term needs are the task's alone, and need not be a class per pixel.
+            labels = step.labels if any(plan.needs_labels for plan in distiller.plans) else None
+            output, values = distiller.values(step.batch, labels, step.valid)
         except DensekdError as error:
             report.problems.append(str(error))
         else:
-            _measure(distiller, report, values, task_loss(output, step.labels))
+            _measure(distiller, report, values, _scalar(task_loss(output, step.labels)))
     for who, module, marks in zip(("student", "teacher"), networks, before, strict=False):
         if _marks(module) != marks:
             report.problems.append(f"a forward pass or the task's loss changed weights or .grad of the {who}")
     if network is not None and any(p.grad is not None for p in network.parameters()):
         report.problems.append("a gradient reached the teacher: its parameters hold .grad; set them to None")
     return report
+
+
+def _as_distiller(distiller: Any, task_loss: Any) -> Distiller:
+    inner = getattr(distiller, "_orig_mod", distiller)  # behind torch.compile
+    if not isinstance(inner, Distiller):
+        raise DtypeError(
+            f"preflight needs a Distiller first, got a {type(distiller).__name__}; call preflight(distiller, batch, "
+            "task_loss) with distiller = Distiller(student, teacher, terms, example)"
+        )
+    if not callable(task_loss):
+        raise DtypeError(
+            "task_loss must be a function (student_output, labels) -> scalar, such as "
+            f"torch.nn.functional.cross_entropy, got {task_loss!r}"
+        )
+    return inner
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise DtypeError(
+            f"task_loss must return a scalar tensor, got a {type(value).__name__}; where it returns more, take the "
+            "loss out: lambda output, labels: loss(output, labels)[0]"
+        )
+    if value.numel() != 1:
+        raise ShapeError(
+            f"task_loss must return a scalar, got shape {tuple(value.shape)}; take its mean (reduction='mean')"
+        )
+    return value.reshape(())
 
 
 def _as_step(batch: Any) -> _Step:
