@@ -175,6 +175,62 @@ class TestDryRun:
         assert all(p.grad is not None for p in distiller.adapters.parameters())
 
 
+class Relation(DistillationLoss):
+    """Similarities of positions, which ask for no equal channels."""
+
+    name = "relation"
+    equal_channels = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound: list[tuple[Any, ...]] = []
+        self.came: list[tuple[Any, ...]] = []
+
+    def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
+        self.bound.append((tuple(student_shape), tuple(teacher_shape), num_classes))
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor, labels: Any = None, mask: Any = None) -> Tensor:
+        self.came.append((tuple(student_map.shape), tuple(teacher_map.shape)))
+        s, t = (F.normalize(x.flatten(2), dim=1) for x in (student_map, teacher_map))
+        return (s.mT @ s - t.mT @ t).square().mean()
+
+
+class TestEqualChannels:
+    """`equal_channels = False`: the student's map keeps its channels, and comes at the teacher's size."""
+
+    @pytest.mark.parametrize(("stride", "size"), [(2, 8), (4, 4)])
+    def test_no_convolution_but_the_resize(self, stride: int, size: int) -> None:
+        loss, student, teacher = Relation(), network(4, stride=stride), network(8, stride=2)
+        distiller = Distiller(student, teacher, [Term(loss, student="act", teacher="act")], images()).eval()
+        assert list(distiller.adapters.parameters()) == []
+        assert loss.bound == [((2, 4, 8, 8), (2, 8, 8, 8), 5)]
+        out = distiller(images())
+        assert loss.came == [((2, 4, 8, 8), (2, 8, 8, 8))]
+        s, t = student.act(student.norm(student.stem(images()))), teacher.act(teacher.norm(teacher.stem(images())))
+        assert s.shape[2] == size
+        s = F.interpolate(s, (8, 8), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(out.loss, Relation()(s, t))
+        notices = " ".join(distiller.notices)
+        assert "1x1 convolution" not in notices
+        assert ("student map resized from 4x4 to the teacher's 8x8" in notices) == (stride == 4)
+        out.loss.backward()
+        assert student.stem.weight.grad.abs().sum() > 0
+
+    def test_others_get_the_convolution_and_equal_shapes(self) -> None:
+        class Equal(Relation):
+            equal_channels = True
+
+        loss = Equal()
+        distiller = Distiller(network(4), network(8), [Term(loss, student="act", teacher="act")], images())
+        assert loss.bound == [((2, 8, 8, 8), (2, 8, 8, 8), 5)]
+        assert sum(p.numel() for p in distiller.adapters.parameters()) == 40
+
+    def test_with_a_class_map(self) -> None:
+        loss, pair = Relation(), (network(4, classes=3), network(8, classes=5))
+        Distiller(*pair, [Term(loss)], images(), class_map=[[4], [], [0, 1]])
+        assert loss.bound == [((2, 2, 16, 16), (2, 2, 16, 16), 3)]
+
+
 class TestCopies:
     @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
     def test_copy_is_whole_and_its_own(self, how: str) -> None:

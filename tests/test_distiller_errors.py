@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from densekd.distiller import Distiller, Term
 from densekd.errors import ArgumentError, DtypeError, ModelError, ShapeError, TapError
 from densekd.losses import ChannelWise, DistillationLoss, PixelWise
+from densekd.teacher import TeacherInput
 
 
 def network(classes: int = 5) -> nn.Sequential:
@@ -48,6 +49,25 @@ class TestTerms:
             Term(ChannelWise)  # type: ignore[arg-type]
         with pytest.raises(ArgumentError, match="got a MSELoss"):
             Term(nn.MSELoss())  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("side", ["student", "teacher"])
+    @pytest.mark.parametrize(("tap", "came"), [(3, "a int"), (None, "a NoneType"), (nn.ReLU(), "a ReLU")], ids=str)
+    def test_tap_is_no_text(self, side: str, tap: Any, came: str) -> None:
+        with pytest.raises(DtypeError, match=rf"{side} must be the name of a tap, got {came}; expected 'logits'"):
+            Term(ChannelWise(), **{side: tap})
+
+    def test_name_is_no_text(self) -> None:
+        with pytest.raises(DtypeError, match=r"name must be a text, got a int; leave it out"):
+            Term(ChannelWise(), name=3)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="name is empty; give the term a name"):
+            Term(ChannelWise(), name="")
+
+    def test_loss_without_a_name(self) -> None:
+        class Nameless(DistillationLoss):
+            pass
+
+        with pytest.raises(ArgumentError, match=r"loss Nameless has no name.*name = 'nameless'"):
+            Term(Nameless())
 
     @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
     def test_weight(self, weight: float) -> None:
@@ -130,6 +150,47 @@ class TestNetworks:
         with pytest.raises(TapError):
             build(student, teacher, [Term(ChannelWise(), student="0", teacher="1"), Term(ChannelWise(), student="9")])
         assert not any(module._forward_hooks for net in (student, teacher) for module in net.modules())
+
+
+class TestOptions:
+    def test_teacher_input(self) -> None:
+        with pytest.raises(DtypeError, match=r"teacher_input must be a densekd\.TeacherInput or None, got a tuple"):
+            build(teacher_input=(0.5, 0.5))
+
+    @pytest.mark.parametrize("classes", [0, -1, 2.0, "5", True])
+    def test_num_classes(self, classes: Any) -> None:
+        with pytest.raises(ArgumentError, match=r"num_classes must be a whole number from 1, or None, got"):
+            build(num_classes=classes)
+
+    @pytest.mark.parametrize("classes", [3, "01", {0: [1]}])
+    def test_class_map(self, classes: Any) -> None:
+        with pytest.raises(ArgumentError, match=r"class_map: expected for each student class a list"):
+            build(class_map=classes)
+        with pytest.raises(ArgumentError, match=r"class_map: expected for student class 1 a list.*got None"):
+            build(class_map=[[0], None])
+
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError])
+    def test_size_that_the_teacher_cannot_take(self, error: type[Exception]) -> None:
+        class Picky(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = network()
+
+            def forward(self, x: Tensor) -> Tensor:
+                if x.shape[2] % 8 or x.shape[3] % 8:
+                    raise error(f"wrong height {x.shape[2]}")
+                return self.net(x)
+
+        own: dict[str, Any] = {name: [0.5] * 3 for name in ("mean", "std", "student_mean", "student_std")}
+        student, teacher = network(), Picky()
+        words = rf"images of 33x47, the size that TeacherInput asks for \({error.__name__}: wrong height 33\)"
+        with pytest.raises(ArgumentError, match=words) as caught:
+            build(student, teacher, teacher_input=TeacherInput(**own, size=(33, 47)))
+        assert isinstance(caught.value.__cause__, error)
+        assert not any(module._forward_hooks for net in (student, teacher) for module in net.modules())
+        assert build(teacher=Picky(), teacher_input=TeacherInput(**own, size=(32, 48)))(images()).loss.isfinite()
+        with pytest.raises(error, match="wrong height 9"):
+            build(teacher=Picky(), example=torch.rand(1, 3, 9, 9))
 
 
 class TestExample:
@@ -221,12 +282,54 @@ class TestStep:
         with pytest.raises(DtypeError, match="labels: expected integers"):
             distiller(images(), labels=torch.zeros(2, 8, 8))
 
+    @pytest.mark.parametrize("weight", [1.0, 0.0])
+    def test_labels_that_no_term_needs(self, weight: float) -> None:
+        distiller = build(terms=[Term(ChannelWise(), weight=weight)])
+        good = torch.zeros(2, 8, 8, dtype=torch.int64)
+        for labels in (good, good.to(torch.uint8)):
+            assert distiller(images(), labels=labels).loss.isfinite()
+        with pytest.raises(ShapeError, match=r"labels: expected \(2, 8, 8\), one value per pixel.*got \(2, 4, 4\)"):
+            distiller(images(), labels=good[:, :4, :4])
+        for labels, came in (
+            (good.float(), "torch.float32"),
+            (good.bool(), "torch.bool"),
+            (good.to(torch.complex64), "torch.complex64"),
+        ):
+            with pytest.raises(DtypeError, match=rf"labels: expected integers.*got {came}; convert with"):
+                distiller(images(), labels=labels)
+        with pytest.raises(DtypeError, match=r"labels: expected a tensor \(N, H, W\) = \(2, 8, 8\) or None.*list"):
+            distiller(images(), labels=[[0]])
+
+    @pytest.mark.parametrize("loss", [ChannelWise, NeedsLabels])
+    def test_another_device(self, loss: type[DistillationLoss]) -> None:
+        distiller = build(terms=[Term(loss())])
+        labels = torch.zeros(2, 8, 8, dtype=torch.int64, device="meta")
+        with pytest.raises(ArgumentError, match=r"labels: expected on cpu, where the images are, got meta; move"):
+            distiller(images(), labels=labels)
+        with pytest.raises(ArgumentError, match=r"valid: expected on cpu, where the images are, got meta; move"):
+            distiller(images(), valid=labels.bool())
+
     def test_valid(self) -> None:
         distiller = build()
         with pytest.raises(ShapeError, match=r"valid: expected \(2, 8, 8\).*got \(2, 4, 4\)"):
             distiller(images(), valid=torch.ones(2, 4, 4, dtype=torch.bool))
         with pytest.raises(DtypeError, match=r"valid: expected a bool tensor.*float32"):
             distiller(images(), valid=torch.ones(2, 8, 8))
+        with pytest.raises(DtypeError, match=r"valid: expected a tensor.*got a bool"):
+            distiller(images(), valid=True)
+
+    @pytest.mark.parametrize(
+        ("value", "words"), [(lambda s: s, r"a scalar, got shape \(2, 5, 8, 8\)"), (lambda s: 0.0, "got a float")]
+    )
+    def test_loss_that_is_no_scalar(self, value: Any, words: str) -> None:
+        class Map(NeedsLabels):
+            needs = frozenset()
+
+            def forward(self, student_map: Tensor, teacher_map: Tensor, labels: Any = None, mask: Any = None) -> Tensor:
+                return value(student_map)
+
+        with pytest.raises(ArgumentError, match=rf"the loss of term 'needs:logits' must return .*{words}"):
+            build(terms=[Term(Map())])(images())
 
     def test_no_images(self) -> None:
         with pytest.raises(ArgumentError, match="expected images"):

@@ -82,8 +82,16 @@ class TestTeacherInput:
             TeacherInput([0.5, 0.5], *one[1:])
         with pytest.raises(ArgumentError, match="std must be positive"):
             TeacherInput([0.5], [0.0], [0.0], [1.0])
-        with pytest.raises(ArgumentError, match=r"size must be \(height, width\)"):
-            TeacherInput(*one, size=(0, 4))
+        for size in ((0, 4), 64, (4,), (4.0, 4), "44", (True, 4), (4, 4, 4)):
+            with pytest.raises(ArgumentError, match=r"size must be \(height, width\), two whole numbers.*got"):
+                TeacherInput(*one, size=size)  # type: ignore[arg-type]
+        for values in (0.5, None, "ab", [None]):
+            with pytest.raises(ArgumentError, match="mean must be a list of numbers, one per channel"):
+                TeacherInput(values, *one[1:])  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="student_std must be finite"):
+            TeacherInput(*one[:3], [float("nan")])
+        with pytest.raises(ArgumentError, match="one number per channel"):
+            TeacherInput([], [], [], [])
         with pytest.raises(ShapeError, match="has 1 channels, the images have 3"):
             TeacherImages(TeacherInput(*one))(torch.rand(1, 3, 4, 4))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -114,7 +115,8 @@ class TeacherInput:
         size: `(height, width)` the teacher gets, or None for the images' own.
 
     Raises:
-        ArgumentError: lengths that differ, a standard deviation that is not positive, a size that is none.
+        ArgumentError: what is no list of numbers, lengths that differ, a standard deviation that is not positive, a
+            size that is none.
     """
 
     mean: Sequence[float]
@@ -124,14 +126,39 @@ class TeacherInput:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("mean", "std", "student_mean", "student_std")}
-        if len(set(lengths.values())) != 1:
+        numbers = {name: _numbers(name, getattr(self, name)) for name in ("mean", "std", "student_mean", "student_std")}
+        lengths = {name: len(values) for name, values in numbers.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ArgumentError(f"TeacherInput: expected one number per channel in each list, got lengths {lengths}")
         for name in ("std", "student_std"):
-            if min(getattr(self, name)) <= 0:
-                raise ArgumentError(f"TeacherInput: {name} must be positive, got {tuple(getattr(self, name))}")
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise ArgumentError(f"TeacherInput: size must be (height, width), got {self.size!r}")
+            if min(numbers[name]) <= 0:
+                raise ArgumentError(f"TeacherInput: {name} must be positive, got {tuple(numbers[name])}")
+        if self.size is not None and not _is_size(self.size):
+            raise ArgumentError(
+                "TeacherInput: size must be (height, width), two whole numbers of pixels from 1, or None for the "
+                f"images' own, got {self.size!r}"
+            )
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"TeacherInput: {name} must be a list of numbers, one per channel, for instance [0.485, 0.456, 0.406], "
+            f"got {values!r}"
+        ) from None
+    if not all(map(math.isfinite, numbers)):
+        raise ArgumentError(f"TeacherInput: {name} must be finite, got {tuple(numbers)}")
+    return numbers
+
+
+def _is_size(size: Any) -> bool:
+    return (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
+    )
 
 
 class TeacherImages(nn.Module):
@@ -174,8 +201,13 @@ class ClassMap:
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         self.groups: list[list[int]] = []
+        if isinstance(groups, str) or not isinstance(groups, Sequence):
+            raise ArgumentError(
+                "class_map: expected for each student class a list of teacher class numbers, as in [[0], [1, 2]], got "
+                f"a {type(groups).__name__}"
+            )
         for place, group in enumerate(groups):
-            if isinstance(group, (str, int)) or any(not isinstance(c, int) or c < 0 for c in group):
+            if not isinstance(group, Sequence) or any(not isinstance(c, int) or c < 0 for c in group):
                 raise ArgumentError(
                     f"class_map: expected for student class {place} a list of teacher class numbers, got {group!r}"
                 )

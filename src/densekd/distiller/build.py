@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from densekd.adapters import keyed_seed
 from densekd.distiller.plan import TermPlan, build_modules, describe, plan_term
-from densekd.distiller.sides import student_sides, teacher_sides
+from densekd.distiller.sides import Sides, student_sides, teacher_sides
 from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
-from densekd.errors import ArgumentError, ModelError
+from densekd.errors import ArgumentError, DensekdError, ModelError
 from densekd.taps import DryRun, TapReader, dry_run, preserved, training_without_norms
 from densekd.teacher import Batch, ClassMap, LiveTeacher, TeacherImages, TeacherSource
 
@@ -123,7 +123,7 @@ def build(
     teacher_batch = batch if images is None else batch.with_images(images(batch.images))
     network = teacher_network(source)
     with preserved(*filter(None, (student, network))), torch.enable_grad():
-        teacher = teacher_sides(source, [term.teacher for term in terms], teacher_batch)
+        teacher = _teacher_sides(source, terms, teacher_batch, images)
         training_without_norms(student)
         found = dry_run(reader, student, batch.args, batch.kwargs)
         own = student_sides(student, reader, found, batch)
@@ -142,6 +142,27 @@ def build(
         built.notices.extend(_unknown_classes(plans, classes))
     built.notices.extend(unused)
     return built
+
+
+def _teacher_sides(source: TeacherSource, terms: Sequence[Term], batch: Batch, images: TeacherImages | None) -> Sides:
+    """The teacher's sides; where `TeacherInput` asked for a size, a failure names it.
+
+    Raises:
+        ArgumentError: the teacher fails at the size that was asked for.
+    """
+    try:
+        return teacher_sides(source, [term.teacher for term in terms], batch)
+    except (DensekdError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if images is None or images.size is None:
+            raise
+        height, width = images.size
+        raise ArgumentError(
+            f"the teacher cannot run on images of {height}x{width}, the size that TeacherInput asks for "
+            f"({type(error).__name__}: {error}); give a size that it takes, for many networks a multiple of 32, or "
+            "leave size out"
+        ) from error
 
 
 def _run_in_eval(student: nn.Module, reader: TapReader, batch: Batch) -> list[Tensor]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from densekd.adapters import nearest_resize
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
+from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
 from densekd.distiller.plan import TermPlan
 from densekd.distiller.reported import reported
 from densekd.distiller.sides import chosen
 from densekd.distiller.term import Term, check_terms, checked_weight
-from densekd.errors import ArgumentError, DtypeError, ShapeError, TapError, nearest
+from densekd.errors import ArgumentError, TapError, nearest
 from densekd.taps import TapReader, main_output
 from densekd.teacher import Batch, ClassMap, TeacherImages, TeacherInput, TeacherSource
 
@@ -89,6 +90,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         terms = check_terms(terms)
+        check_options(teacher_input, num_classes)
         batch = as_batch(example)
         check_networks(student, teacher, batch)
         self._classes = None if class_map is None else ClassMap(class_map)
@@ -157,8 +159,8 @@ class Distiller(nn.Module):
             valid: `(N, H, W)` bool at image size, True where a pixel counts; brought to map size by nearest.
 
         Raises:
-            ArgumentError, ShapeError, DtypeError: labels missing where needed, or `labels` or `valid` of another
-                shape or type.
+            ArgumentError, ShapeError, DtypeError: labels missing where a term needs them; `labels` or `valid` of
+                another shape, type or device, whether a term needs them or not.
             TapError: a tap did not fire this time.
         """
         names = [name for name, weight in self._weights.items() if weight != 0.0]
@@ -185,15 +187,15 @@ class Distiller(nn.Module):
 
         Raises:
             As `forward`.
+            DtypeError, ShapeError: a loss returned no scalar.
         """
         plans = [plan for plan in self._plans if names is None or plan.name in names]
         image_size = _size(batch.images)
-        _check_at_image_size("valid", valid, batch)
+        check_valid(valid, batch)
+        check_labels(labels, batch)
         for plan in plans:
             if plan.needs_labels and labels is None:
                 raise ArgumentError(f"term {plan.name!r} needs labels: call distiller(images, labels=labels)")
-            if plan.needs_labels:
-                _check_at_image_size("labels", labels, batch)
         # The teacher first: its activations are gone before the student builds its graph.
         teacher_batch, teacher_maps = self._teacher(batch, plans)
         student_taps = dict.fromkeys(plan.student.tap for plan in plans)
@@ -205,12 +207,13 @@ class Distiller(nn.Module):
             if plan.by_class and self._classes is not None:
                 student, teacher = self._classes.student(student), self._classes.teacher(teacher)
             size = _size(teacher)
-            values[plan.name] = self.adapters[plan.key](
+            value = self.adapters[plan.key](
                 student,
                 teacher,
                 nearest_resize(labels, size) if labels is not None and plan.needs_labels else None,
                 nearest_resize(valid, size) if valid is not None else None,
             )
+            values[plan.name] = check_value(value, plan.name)
         return TermValues(output, values)
 
     def _teacher(self, batch: Batch, plans: Sequence[TermPlan]) -> tuple[Batch, dict[str, Tensor]]:
@@ -276,16 +279,3 @@ def _call(source: object, method: str, *args: Any) -> None:
     found = getattr(source, method, None)
     if found is not None:
         found(*args)
-
-
-def _check_at_image_size(name: str, values: Tensor | None, batch: Batch) -> None:
-    if values is None:
-        return
-    images = batch.images
-    expected = (images.shape[0], *_size(images))
-    if tuple(values.shape) != expected:
-        raise ShapeError(f"{name}: expected {expected}, one value per pixel of the images, got {tuple(values.shape)}")
-    if name == "valid" and values.dtype != torch.bool:
-        raise DtypeError(f"valid: expected a bool tensor, True where a pixel counts, got {values.dtype}")
-    if name == "labels" and (values.is_floating_point() or values.dtype == torch.bool):
-        raise DtypeError(f"labels: expected integers, got {values.dtype}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from densekd.errors import ArgumentError
+from densekd.errors import ArgumentError, DtypeError
 from densekd.losses import DistillationLoss
 
 
@@ -22,7 +22,8 @@ class Term:
         name: defaults to `<loss>:<student tap>`, as in `channelwise:logits`.
 
     Raises:
-        ArgumentError: not a `DistillationLoss`; a weight that is negative or not finite.
+        ArgumentError: not a `DistillationLoss`, or one without a name; a tap that is no text; an empty name; a
+            weight that is negative or not finite.
     """
 
     def __init__(
@@ -39,6 +40,22 @@ class Term:
                 "a Term needs a loss object from densekd.losses (or an own subclass of DistillationLoss), got "
                 f"{_named(loss)}"
             )
+        if not isinstance(getattr(loss, "name", None), str):
+            raise ArgumentError(
+                f"the loss {type(loss).__name__} has no name: expected a text in its class, for instance "
+                f"name = {type(loss).__name__.lower()!r}"
+            )
+        for side, tap in (("student", student), ("teacher", teacher)):
+            if not isinstance(tap, str):
+                raise DtypeError(
+                    f"Term: {side} must be the name of a tap, got {_named(tap)}; expected 'logits', 'output', a "
+                    "module's dotted path as named_modules() gives it ('encoder.layer4'), or one item of what it "
+                    "returns ('encoder[4]')"
+                )
+        if name is not None and not isinstance(name, str):
+            raise DtypeError(f"Term: name must be a text, got {_named(name)}; leave it out for '<loss>:<student tap>'")
+        if name == "":
+            raise ArgumentError("Term: name is empty; give the term a name, or leave it out for '<loss>:<student tap>'")
         self.loss = loss
         self.student = student
         self.teacher = teacher
