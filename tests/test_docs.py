@@ -13,7 +13,7 @@ import typer
 import yaml
 
 import densekd
-from densekd.cli.main import app
+from densekd.cli.app import app
 from densekd.config import load_recipe, parse_override, read_recipe, shipped_recipes
 from densekd.config.recipe import Recipe
 from densekd.losses.catalog import METHODS

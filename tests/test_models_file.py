@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from densekd.cli.stopping import Stopping
 from densekd.errors import ModelError
 from densekd.models import ModelSpec, build_model
 from densekd.models.checkpoint import load_checkpoint
@@ -119,12 +121,39 @@ def test_mistakes_are_named(folder: Path, function: str, options: dict[str, Any]
         ("import torch\n\n1 / 0\n", r"net\.py:3: ZeroDivisionError.*while executing the file"),
         ("def build(\n", r"net\.py:1: '\(' was never closed"),
         ("import no_such_package\n", r"net\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import sys\nsys.exit()\n", r"net\.py:2: the program is ended there, SystemExit\(None\).*executing the file"),
+        (
+            "def build(num_classes):\n    import argparse\n    argparse.ArgumentParser().parse_args(['--nonsense'])",
+            r"net\.py:3: the program is ended there, SystemExit\(2\) \(while calling build\).*__main__",
+        ),
     ],
 )
 def test_errors_inside_the_file_name_the_line(tmp_path: Path, source: str, words: str) -> None:
     (tmp_path / "net.py").write_text(source)
     with pytest.raises(ModelError, match=words):
         build(tmp_path, "build")
+
+
+def test_ctrl_c_in_the_file_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(num_classes):\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, "build")
+
+
+def test_sigterm_in_the_file_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    source = "import os, signal\ndef build(num_classes):\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert False\n"
+    (tmp_path / "net.py").write_text(source)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping = Stopping()
+    stopping.install()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            build(tmp_path, "build")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.value.code == 143
+    assert stopping.asked == signal.SIGTERM
 
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path) -> None:

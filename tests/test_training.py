@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
+import os
+import signal
 from contextlib import ExitStack, closing
 
 import pytest
@@ -13,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from densekd.distiller import Distiller, Term
-from densekd.errors import ArgumentError, ConfigError, ModelError, NonFiniteError
+from densekd.errors import ArgumentError, ConfigError, DataError, ModelError, NonFiniteError, ResourceError
+from densekd.failures import told
 from densekd.losses import ChannelWise
 from densekd.records import RunRecord
 from densekd.runs.engine import engine
@@ -21,6 +24,7 @@ from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import PARTS, SegmentationSpec
 from densekd.training.batcher import Batcher, epoch_order
 from densekd.training.columns import RESERVED
+from densekd.training.loading import loaded
 from densekd.training.objective import Alone, Distilled
 from densekd.training.optimizers import build_optimizer, set_learning_rate
 from densekd.training.recorder import Recorder
@@ -69,6 +73,21 @@ def make(objective, terms=(), precision="float32", steps=10, **spec):
     optimizer = build_optimizer(objective.student, objective.extra_state(), spec.optimizer)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     return Stepper(accelerator, prepared, prepared_optimizer, spec, terms, steps=steps, seed=0, channels_last=False)
+
+
+class Broken:
+    """One sample cannot be read, and it is not in the first micro-batch."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __getitem__(self, key):
+        first = epoch_order(5, 0, 7)[:3]
+        if key[1] == next(index for index in (4, 5, 6, 3) if index not in first):
+            if self.kind is FileNotFoundError:
+                raise FileNotFoundError(2, "No such file", "b/4.png")
+            raise self.kind("b/4.png: cannot be read")
+        return {"key": torch.tensor(key)}
 
 
 class TestBatcher:
@@ -124,6 +143,47 @@ class TestBatcher:
             with pytest.raises(ZeroDivisionError):
                 left()
         assert set(multiprocessing.active_children()) == before
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("kind", [DataError, FileNotFoundError, MemoryError])
+    def test_an_error_while_loading_is_the_same_with_processes(self, workers, kind):
+        expected = {MemoryError: ResourceError}.get(kind, kind)
+        with closing(Batcher(Broken(kind), 7, 3, seed=5, workers=workers).batches(0, 9)) as batches:
+            assert len(next(batches)["key"]) == 3  # what comes before it is served
+            with pytest.raises(expected) as caught:
+                list(batches)
+        if kind is DataError:
+            assert str(caught.value) == "b/4.png: cannot be read"
+        elif kind is FileNotFoundError:
+            assert (caught.value.filename, caught.value.strerror) == ("b/4.png", "No such file")
+        else:
+            assert "out of memory" in str(caught.value)
+        # The traceback of the other process is for those who ask for tracebacks.
+        notes = getattr(caught.value, "__notes__", [])
+        assert len(notes) == (1 if workers else 0)
+        assert all("in __getitem__" in note for note in notes)
+
+    def test_a_defect_while_loading_keeps_its_traceback(self):
+        batches = Batcher(Broken(ZeroDivisionError), 7, 3, seed=5, workers=1).batches(0, 9)
+        with closing(batches), pytest.raises(ZeroDivisionError, match="Traceback"):
+            list(batches)
+
+    def test_an_error_while_a_batch_is_joined_is_the_same_with_processes(self):
+        def join(samples):
+            raise DataError("samples of two sizes")
+
+        with pytest.raises(DataError) as caught:
+            list(loaded(self.View(), workers=1, collate=join, sampler=[(0, 1)], batch_size=1))
+        assert str(caught.value) == "samples of two sizes"
+
+    def test_a_process_that_is_killed_is_told(self):
+        before = set(multiprocessing.active_children())
+        with closing(Batcher(self.View(), 7, 3, seed=5, workers=1).batches(0, 2000)) as batches:
+            next(batches)
+            [child] = set(multiprocessing.active_children()) - before
+            os.kill(child.pid, signal.SIGKILL)
+            with pytest.raises(ResourceError, match=r"loading process .*runtime\.workers=0"), told():
+                list(batches)
 
     def test_a_batch_larger_than_the_data_set(self):
         batcher = Batcher(self.View(), 2, 5, seed=0)
@@ -345,6 +405,24 @@ def test_the_parts_of_the_task_are_those_that_it_names():
     _, parts = task.loss({"out": logits, "aux": logits}, torch.zeros(2, 3, 3, dtype=torch.int64))
     assert tuple(parts) == task.parts == PARTS
     assert SegmentationSpec().parts == ("cross_entropy",)
+
+
+class TestFailures:
+    def test_one_image_and_maps_of_one_pixel(self):
+        student = nn.Sequential(network(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Upsample((6, 8)))
+        words = r"normalisation in Sequential\.2 \(BatchNorm2d\).*train\.batch_size=2 or more"
+        with pytest.raises(ModelError, match=words):
+            make(Alone(student, Task())).step(0, iter([batch(1)]))
+        make(Alone(student, Task())).step(0, iter([batch(2)]))
+
+    def test_no_memory_in_the_backward_pass(self):
+        def hook(_gradient):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
+
+        student = network()
+        student[3].weight.register_hook(hook)
+        with pytest.raises(ResourceError, match=r"out of memory.*train\.batch_size"):
+            make(Alone(student, Task())).step(0, iter([batch()]))
 
 
 class TestNonFinite:

@@ -50,6 +50,10 @@ class RunError(DensekdError, RuntimeError):
     """A run folder that cannot be used as asked: it exists, is unfinished, or holds no such file."""
 
 
+class ResourceError(DensekdError, RuntimeError):
+    """Memory ran out, or a process that loads images was ended from outside."""
+
+
 class NonFiniteError(DensekdError, ArithmeticError):
     """A loss term became NaN or infinite; the message names the term and the step."""
 

@@ -9,14 +9,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from densekd.data.views import EvalBatch, eval_collate
+from densekd.data.views import eval_collate
+from densekd.failures import told
 from densekd.metrics import ConfusionMeter
 from densekd.models.sizes import output_at_any_size
 from densekd.records import Scores
 from densekd.tasks.segmentation import SegmentationTask
-from densekd.training.batcher import leave_signals_to_the_main_process, loaded
+from densekd.training.loading import loaded
 
 
 class View(Protocol):
@@ -82,15 +83,8 @@ def confusion(
     """
     meter = ConfusionMeter(task.num_classes, task.ignore_index)
     total, done = len(view), 0
-    loader: DataLoader[list[EvalBatch]] = DataLoader(
-        view,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=eval_collate,
-        worker_init_fn=leave_signals_to_the_main_process,
-        generator=torch.Generator().manual_seed(0),
-    )
-    with closing(loaded(loader)) as batches, evaluation_mode(network), torch.no_grad():
+    loader = loaded(view, workers=workers, collate=eval_collate, batch_size=batch_size)
+    with closing(loader) as batches, evaluation_mode(network), torch.no_grad(), told():
         for batch in chain.from_iterable(batches):
             if watch is not None:
                 watch(done, total)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from densekd.errors import DensekdError
+from densekd.cli.stopping import STOPPING
+from densekd.failures import explained
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,10 +30,19 @@ def debugging() -> bool:
     return os.environ.get(DEBUG) == "1"
 
 
-def _out_of_memory(error: Exception) -> bool:
-    # torch's CPU allocator has no class of its own for this, only its words.
-    words = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words
+def _tell(error: BaseException) -> int:
+    """Say what went wrong; the exit code."""
+    known = explained(error)
+    if known is not None:
+        code = int(getattr(known, "exit_code", 2))
+        complain(str(known) if code != 2 else f"error: {known}")
+        return code
+    if isinstance(error, OSError):
+        complain(f"error: {error.filename or 'system'}: {error.strerror or error}")
+        return 2
+    complain(f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    complain("This is a defect of densekd. Run again with --debug for the traceback and report it.")
+    return 1
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,33 +54,17 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             result = command(*args, **kwargs)
             sys.stdout.flush()  # here, so that a reader who has left is noticed inside
             return result
-        except DensekdError as error:
-            if debugging():
-                raise
-            code = getattr(error, "exit_code", 2)
-            complain(str(error) if code != 2 else f"error: {error}")
-            raise SystemExit(code) from None
         except KeyboardInterrupt:
-            complain("interrupted")
-            raise SystemExit(130) from None
+            raise SystemExit(STOPPING.end()) from None
         except BrokenPipeError:
             # The reader of our output (head, less) has left: nothing to say, and nothing more to flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
-        except OSError as error:
-            if debugging():
+        except (Exception, SystemExit) as error:
+            if STOPPING.asked is not None:
+                raise SystemExit(STOPPING.end()) from None
+            if debugging() or (isinstance(error, SystemExit) and explained(error) is None):
                 raise
-            complain(f"error: {error.filename or 'system'}: {error.strerror or error}")
-            raise SystemExit(2) from None
-        except Exception as error:
-            if debugging():
-                raise
-            if _out_of_memory(error):
-                complain(f"error: out of memory ({' '.join(str(error).split())[:200] or type(error).__name__})")
-                complain("Lower train.batch_size (and raise train.accumulate), data.augment.crop or data.augment.size")
-                raise SystemExit(2) from None
-            complain(f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-            complain("This is a defect of densekd. Run again with --debug for the traceback and report it.")
-            raise SystemExit(1) from None
+            raise SystemExit(_tell(error)) from None
 
     return run

@@ -1,92 +1,39 @@
-"""The `densekd` command. Heavy imports happen inside the commands: `densekd --help` answers at once."""
+"""The `densekd` command: signals are handled before anything large is imported."""
 
 from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-from types import FrameType
-from typing import Annotated
 
-import typer
-
-from densekd._version import __version__
-from densekd.cli import bench, demo, listing, looking, training
-from densekd.cli.guard import DEBUG, complain
-
-app = typer.Typer(
-    name="densekd",
-    help="Channel-wise knowledge distillation for dense prediction: a large frozen teacher, a small student.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"densekd {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the line).")] = False,
-) -> None:
-    """Options of every command."""
-
-
-app.command("demo")(demo.demo)
-app.command("train")(training.train)
-app.command("distill")(training.distill)
-app.command("evaluate")(looking.evaluate)
-app.command("predict")(looking.predict)
-app.command("doctor")(training.doctor)
-app.add_typer(bench.app, name="bench")
-app.command("list")(listing.list_things)
+from densekd.cli.stopping import STOPPING
 
 
 def main() -> None:
     """Entry point of the `densekd` script."""
-    arguments = sys.argv[1:]
+    STOPPING.install()
+    try:
+        code = _run(sys.argv[1:])
+    except BaseException:  # an interruption, whatever became of it on its way
+        if STOPPING.asked is None:
+            raise
+        code = STOPPING.end()
+    finally:
+        STOPPING.over = True
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    from densekd.cli.app import call
+    from densekd.cli.guard import DEBUG
+
     if "--debug" in arguments:
         os.environ[DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to fail
-    signal.signal(signal.SIGTERM, _leave)
-    raise SystemExit(_call(arguments))
-
-
-def _call(arguments: list[str]) -> int:
-    """Run the command; a mistake on the line itself becomes one line too."""
-    try:
-        return app(args=arguments, prog_name="densekd", standalone_mode=False) or 0
-    except Exception as error:
-        # Usage errors, whichever copy of click typer brings: they say themselves what is wrong.
-        message = getattr(error, "format_message", None)
-        if message is None:
-            raise
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "densekd"
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(message())
-        else:
-            complain(f"error: {' '.join(message().split())} (see: {path} --help)")
-        return int(getattr(error, "exit_code", 2))
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    # While a run trains, its own handler stands instead: it finishes the step and saves.
-    complain("terminated")
-    raise SystemExit(128 + signal.SIGTERM)
+    return call(arguments)
 
 
 if __name__ == "__main__":

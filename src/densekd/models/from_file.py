@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from densekd.errors import DensekdError, ModelError, nearest
+from densekd.failures import OWN_PREFIX, own_place
 from densekd.models.options import named_parameters, refuse_unknown, say
 
 _CLASS_NAMES = ("num_classes", "classes", "num_labels")
@@ -52,7 +53,7 @@ def build_from_file(
 
 def _execute(path: Path) -> ModuleType:
     # The digest keeps two files of one name apart; the module stays in sys.modules so that its classes pickle.
-    name = f"densekd_model_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{OWN_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path}: not a Python file")
@@ -99,13 +100,25 @@ def _importable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _located(path: Path, doing: str) -> Iterator[None]:
-    """Turn an exception of the user's code into a `ModelError` that names file and line."""
+    """Turn an exception of the user's code into a `ModelError` that names file and line.
+
+    `sys.exit()` is one too: it would end densekd without a word, and with the exit code of success. What densekd's own
+    handler of SIGTERM raises while the user's code runs goes on as it is.
+    """
     try:
         yield
     except DensekdError:
         raise
     except SyntaxError as error:
         raise ModelError(f"{error.filename}:{error.lineno}: {error.msg} (while {doing})") from error
+    except SystemExit as stop:
+        place = own_place(stop)
+        if place is None:
+            raise
+        raise ModelError(
+            f"{place}: the program is ended there, SystemExit({stop.code!r}) (while {doing}); a file that is imported "
+            'runs what stands outside of `if __name__ == "__main__":`'
+        ) from stop
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         inside = [frame for frame in frames if Path(frame.filename) == path]

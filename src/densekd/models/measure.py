@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekd.errors import ModelError
+from densekd.failures import out_of_memory, own_place
 from densekd.taps import main_output, preserved
 
 
@@ -80,10 +81,14 @@ def _run(network: nn.Module, images: torch.Tensor) -> Any:
     try:
         return network(images)
     except Exception as error:
+        if out_of_memory(error):
+            raise  # no fault of the network's
         mode = "train" if network.training else "eval"
         shape = tuple(images.shape)
+        place = own_place(error)
         raise ModelError(
-            f"the network fails in {mode} mode on images {shape}: {type(error).__name__}: {error}"
+            f"the network fails in {mode} mode on images {shape}: {f'{place}: ' if place else ''}"
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

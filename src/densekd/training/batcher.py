@@ -9,17 +9,15 @@ do is the same with and without them.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from densekd.data.keyed import keyed_seed
-
-T = TypeVar("T")
+from densekd.training.loading import loaded
 
 
 def epoch_order(seed: int, epoch: int, size: int, stream: str = "order") -> list[int]:
@@ -68,30 +66,6 @@ class _Positions(Sampler[list[tuple[int, int]]]):
             yield [key for part in parts for key in part]
 
 
-def leave_signals_to_the_main_process(_worker: int) -> None:
-    """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
-
-    They end when the main process closes their queue (see `loaded`) or is gone.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def loaded(loader: DataLoader[T]) -> Generator[T, None, None]:
-    """What a loader gives, its processes ended when the iteration is over, left by an exception, or closed.
-
-    Processes that ignore SIGTERM would otherwise keep an interrupted program from ending: Python terminates them
-    by that signal and waits.
-    """
-    iterator = iter(loader)
-    try:
-        yield from iterator
-    finally:
-        end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
-        if end is not None:
-            end()
-
-
 class View(Protocol):
     """Training images by (epoch, index), as of `densekd.data.views.TrainView`."""
 
@@ -134,16 +108,7 @@ class Batcher:
     def batches(self, first: int, last: int) -> Generator[dict[str, Any], None, None]:
         """Micro-batches `first` .. `last - 1`, each a dict of stacked tensors. Close it to end its processes."""
         sampler = _Positions(self.streams, self.seed, first, last, self.rank, self.world)
-        loader: DataLoader[dict[str, Any]] = DataLoader(
-            self.view,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=self.workers,
-            worker_init_fn=leave_signals_to_the_main_process,
-            pin_memory=self.pin_memory,
-            # The loader draws a base seed for its workers: from here, not from the global generator.
-            generator=torch.Generator().manual_seed(0),
-        )
-        return loaded(loader)
+        return loaded(self.view, workers=self.workers, batch_sampler=sampler, pin_memory=self.pin_memory)
 
     def epochs(self, micro_batches: int) -> float:
         """Passes over the training images, those with labels, that so many micro-batches make."""

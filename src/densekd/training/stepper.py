@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekd.data.keyed import keyed_seed
 from densekd.errors import NonFiniteError
+from densekd.failures import told
 from densekd.training.objective import Objective, padding_mask
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.schedules import learning_rate_factor, term_weight
@@ -79,7 +80,13 @@ class Stepper:
 
         Raises:
             NonFiniteError: a loss part or the gradient is NaN or infinite; no weight was changed.
+            ModelError: the network cannot be trained as asked, or its own code raised.
+            ResourceError: memory ran out, or a loading process was ended.
         """
+        with told():
+            return self._step(number, batches)
+
+    def _step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         begin, waited = time.perf_counter(), 0.0
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
         rate = set_learning_rate(self.optimizer, learning_rate_factor(self.spec.schedule, number, self.steps))
@@ -138,8 +145,8 @@ class Stepper:
 
 
 _KEPT = (
-    "no weight was changed and the last checkpoint is good. Lower train.optimizer.lr or the weight of a term, or set "
-    "train.clip_norm"
+    "no weight was changed by this step, and checkpoints written before it, if any, are good. Lower "
+    "train.optimizer.lr or the weight of a term, or set train.clip_norm"
 )
 
 

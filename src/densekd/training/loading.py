@@ -1,0 +1,116 @@
+"""Loading in other processes: errors arrive as they were raised, and the processes end when the iteration does."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from densekd.errors import DensekdError
+from densekd.failures import told
+
+T = TypeVar("T")
+
+_CARRIED = (DensekdError, OSError)
+"""What goes to the main process as it is. Of all else torch makes a text with the traceback of the process in it."""
+_END = object()
+
+
+class _Failed:
+    """Stands for a sample or a batch that could not be loaded."""
+
+    def __init__(self, error: Exception) -> None:
+        # A traceback does not travel between processes; a note does, and is shown only where tracebacks are.
+        error.add_note(f"in a loading process:\n{''.join(traceback.format_exception(error)).rstrip()}")
+        self.error = error
+
+
+class _Carrying(Dataset[Any]):
+    """A view whose errors are values."""
+
+    def __init__(self, view: Any) -> None:
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            with told():
+                return self.view[key]
+        except _CARRIED as error:
+            return _Failed(error)
+
+
+class _Collating(Generic[T]):
+    """Joins the samples of a batch; the first that failed stands for all of it."""
+
+    def __init__(self, collate: Callable[[list[Any]], T]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> T | _Failed:
+        failed = next((sample for sample in samples if isinstance(sample, _Failed)), None)
+        if failed is not None:
+            return failed
+        try:
+            with told():
+                return self.collate(samples)
+        except _CARRIED as error:
+            return _Failed(error)
+
+
+def loaded(
+    view: Any, *, workers: int, collate: Callable[[list[Any]], T] = default_collate, **options: Any
+) -> Generator[T, None, None]:
+    """The batches of a data loader; its processes end when the iteration is over, left by an exception, or closed.
+
+    Processes that ignore SIGTERM would otherwise keep an interrupted program from ending: Python terminates them
+    by that signal and waits.
+
+    Args:
+        view: data set by whatever keys the sampler gives.
+        workers: loading processes; 0: the main process loads.
+        collate: makes a batch of a list of samples.
+        options: further ones of torch's `DataLoader`.
+
+    Raises:
+        DensekdError: raised while a sample was read; the same error with workers and without.
+        ResourceError: memory ran out, or a loading process was ended from outside.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Carrying(view) if workers else view,
+        collate_fn=_Collating(collate) if workers else collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        # The loader draws a base seed for its workers: from here, not from the global generator.
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
+    with told():
+        iterator = iter(loader)
+    try:
+        while True:
+            with told():
+                batch: Any = next(iterator, _END)
+            if batch is _END:
+                return
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield batch
+    finally:
+        end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
+        if end is not None:
+            end()
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
+
+    They end when the main process closes their queue (see `loaded`) or is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
