@@ -57,12 +57,12 @@ def literal(student, teacher, temperature=0.1, mask=None):
 @pytest.mark.parametrize("shape", [(2, 5, 3, 2), (1, 2, 5), (3, 3, 2, 1, 2)], ids=str)
 def test_value_and_gradient_are_those_of_the_formula(shape, temperature):
     student, teacher = maps(*shape, teacher_channels=4)
-    value = crossimage_kl(student, teacher, temperature=temperature)
+    value = crossimage_kl(student, teacher, temperature=temperature, pool=1)
     exact = student.detach().double().requires_grad_()
     expected = literal(exact, teacher, temperature)
     assert len(expected) == shape[0] ** 2 * math.prod(shape[2:])
     assert value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
-    total = crossimage_kl(student, teacher, temperature=temperature, reduction="sum")
+    total = crossimage_kl(student, teacher, temperature=temperature, pool=1, reduction="sum")
     assert total.item() == pytest.approx(expected.sum().item(), rel=1e-5)
     (gradient,), (slope,) = torch.autograd.grad(value, student), torch.autograd.grad(expected.mean(), exact)
     torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_mask_leaves_out_rows_and_columns():
     mask = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(1)) < 0.6
     mask[1] = False
     leaf = student.detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
-    value = crossimage_kl(leaf, teacher.masked_fill(~mask[:, None], torch.inf), mask=mask)
+    value = crossimage_kl(leaf, teacher.masked_fill(~mask[:, None], torch.inf), pool=1, mask=mask)
     exact = student.detach().double().requires_grad_()
     expected = literal(exact, teacher, mask=mask)
     assert len(expected) == 2 * mask.sum()
@@ -104,6 +104,8 @@ def test_pooling_averages_what_a_cell_holds(pool, masked):
     student, teacher = maps(2, 3, 5, 4)
     mask = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(1)) < (0.3 if masked else 2.0)
     value = crossimage_kl(student, teacher, pool=pool, mask=mask if masked else None)
+    if pool == 2:
+        assert torch.equal(value, crossimage_kl(student, teacher, mask=mask if masked else None))
     (s, some), (t, _) = (averaged(x.detach().double(), mask, pool) for x in (student, teacher))
     assert bool(some.all()) != masked or pool == 3
     assert value.item() == pytest.approx(literal(s, t, mask=some).mean().item(), rel=1e-5)
@@ -150,8 +152,8 @@ def test_no_map_of_two_images_exists_whole():
 def test_gradcheck():
     student, teacher = maps(2, 3, 2, 2, dtype=torch.float64)
     mask = torch.tensor([[[True, False], [True, True]], [[True, True], [False, True]]])
-    for options in ({}, {"mask": mask}, {"pool": 2, "reduction": "sum"}):
-        if "pool" in options:
+    for options in ({"pool": 1}, {"pool": 1, "mask": mask}, {"pool": 2, "reduction": "sum"}):
+        if options["pool"] == 2:
             student, teacher = maps(2, 3, 4, 4, dtype=torch.float64)
         torch.autograd.gradcheck(lambda s, o=options, t=teacher: crossimage_kl(s, t, **o), student)
     student, teacher = maps(2, 3, 2, 2, dtype=torch.float64)
@@ -185,7 +187,7 @@ def test_memory_value_and_gradient_are_those_of_the_formula():
 
 
 def pair(student, teacher, **options):
-    return crossimage_kl(student, teacher, **options)
+    return crossimage_kl(student, teacher, **{"pool": 1, **options})
 
 
 def memory(student, teacher, **options):
@@ -317,7 +319,7 @@ def test_misuse_is_named():
         (crossimage_kl, (x, x), {"pool": 0}, ArgumentError, "pool: expected a whole number of at least 1, got 0"),
         (crossimage_kl, (x, x), {"reduction": "none"}, ArgumentError, "'mean', 'sum', got 'none'"),
         (crossimage_kl, (x, x), {"temperature": 0}, ArgumentError, "positive finite"),
-        (crossimage_kl, (x[..., None, None], x[..., None, None]), {"pool": 2}, ShapeError, "one to three spatial"),
+        (crossimage_kl, (x[..., None, None], x[..., None, None]), {}, ShapeError, "one to three spatial"),
         (crossimage_kl, (x, x), {"mask": torch.ones(2, 8, 4) > 0}, ShapeError, "mask: expected"),
         (crossimage_memory_kl, (x, x, torch.zeros(5, 4)), {}, ShapeError, r"expected \(Q, 3\).*got \(5, 4\)"),
         (crossimage_memory_kl, (x, x, torch.zeros(0, 3)), {}, ShapeError, "at least one feature"),

@@ -247,13 +247,15 @@ def test_copies_keep_the_queues():
 
 
 def test_without_memory_it_is_the_function_and_needs_nothing():
-    loss = CrossImage(temperature=0.2, pool=2)
+    loss = CrossImage(temperature=0.2, pool=3)
     student, teacher, _ = batch()
     mask = torch.rand(2, 8, 8) < 0.7
     loss.bind(student.shape, teacher.shape, 4)
     assert torch.equal(
-        loss(student, teacher, mask=mask), crossimage_kl(student, teacher, temperature=0.2, pool=2, mask=mask)
+        loss(student, teacher, mask=mask), crossimage_kl(student, teacher, temperature=0.2, pool=3, mask=mask)
     )
+    assert torch.equal(CrossImage()(student, teacher), crossimage_kl(student, teacher, pool=2))
+    assert "temperature=0.2, memory=False, pool=3" in repr(loss)
     assert loss.needs == frozenset()
     assert list(loss.parameters()) == list(loss.buffers()) == []
     assert not loss.equal_channels

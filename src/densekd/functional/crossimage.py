@@ -21,7 +21,7 @@ def crossimage_kl(
     teacher: Tensor,
     *,
     temperature: float = 0.1,
-    pool: int = 1,
+    pool: int = 2,
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -40,7 +40,7 @@ def crossimage_kl(
         teacher: (N, Ct, *spatial); the channels may differ; gets no gradient.
         temperature: tau.
         pool: side of the cells over which both maps are averaged first (1 to 3 spatial axes), the incomplete
-            ones at the border over what they hold; 1: no pooling. The cost falls by pool**4 for images.
+            ones at the border over what they hold; 1: no pooling. For images the cost falls by pool**4.
         mask: bool (N, *spatial), True where a position counts: void positions are neither rows nor columns, and
             take no part in the average of their cell. Nothing valid: a zero that still back-propagates.
         reduction: "mean" divides by the number of rows: valid pixels times images with a valid pixel (N**2 * P
@@ -60,8 +60,8 @@ def crossimage_kl(
         SecondDerivativeError: when a second derivative is asked.
 
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022; the
-    factor is that of winycg/CIRKD, which knows no mask and pools, where asked, by 2. "The batch" is that of one
-    process.
+    factor is that of winycg/CIRKD, which knows no mask; it pooled not at all at first, later by 2, then large maps by
+    4. "The batch" is that of one process.
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

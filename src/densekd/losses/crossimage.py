@@ -30,7 +30,7 @@ class CrossImage(DistillationLoss):
 
     Args:
         temperature: of the similarities.
-        pool: side of the cells averaged first; without memory only.
+        pool: side of the cells averaged first, by default 2; with a memory there is no pooling.
         memory: compare with a memory instead of within the batch.
         pixel_queue, region_queue: features kept per class.
         pixel_samples, region_samples: features drawn from the queues in a step, over all classes: of each class
@@ -51,7 +51,7 @@ class CrossImage(DistillationLoss):
     def __init__(
         self,
         temperature: float = 0.1,
-        pool: int = 1,
+        pool: int | None = None,
         memory: bool = False,
         pixel_queue: int = 20000,
         region_queue: int = 2000,
@@ -63,12 +63,12 @@ class CrossImage(DistillationLoss):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.pool = check_count("pool", pool)
         self.memory = memory
-        if memory and pool != 1:
+        if memory and pool is not None:
             raise ArgumentError(
                 f"CrossImage: pool goes with memory=False, got pool={pool} with memory=True: labels cannot be averaged"
             )
+        self.pool = 2 if pool is None else check_count("pool", pool)
         self.pixel_queue = check_count("pixel_queue", pixel_queue)
         self.region_queue = check_count("region_queue", region_queue)
         self.pixel_samples = check_count("pixel_samples", pixel_samples)
@@ -176,9 +176,9 @@ class CrossImage(DistillationLoss):
         return self
 
     def extra_repr(self) -> str:
-        shown = f"temperature={self.temperature}, pool={self.pool}, memory={self.memory}"
+        shown = f"temperature={self.temperature}, memory={self.memory}"
         if not self.memory:
-            return shown
+            return f"{shown}, pool={self.pool}"
         return f"{shown}, pixel_queue={self.pixel_queue}, region_queue={self.region_queue}"
 
 
