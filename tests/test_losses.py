@@ -52,11 +52,6 @@ def test_every_method_can_be_made_by_its_own_name(name):
     loss = make_loss(name, {})
     assert type(loss) is METHODS[name]
     assert loss.name == name
-    student, teacher, _ = maps()
-    value = loss(student, teacher)
-    assert value.ndim == 0
-    (gradient,) = torch.autograd.grad(value, student)
-    assert gradient.abs().sum() > 0
     assert METHODS[name].__name__ in dir(losses)
 
 

@@ -9,13 +9,26 @@ from typing import Any
 from densekd.errors import ArgumentError, nearest
 from densekd.losses.base import DistillationLoss
 from densekd.losses.channelwise import ChannelWise
+from densekd.losses.crossimage import CrossImage
+from densekd.losses.decoupled import Decoupled
+from densekd.losses.dist import Dist
 from densekd.losses.feature import FeatureMimic
+from densekd.losses.holistic import Holistic
+from densekd.losses.masked import MaskedGenerative
+from densekd.losses.pearson import Pearson
 from densekd.losses.pixelwise import PixelWise
 
+#: in the order of the documentation
 METHODS: dict[str, type[DistillationLoss]] = {
     "channelwise": ChannelWise,
-    "feature": FeatureMimic,
     "pixelwise": PixelWise,
+    "holistic": Holistic,
+    "feature": FeatureMimic,
+    "crossimage": CrossImage,
+    "dist": Dist,
+    "pearson": Pearson,
+    "masked": MaskedGenerative,
+    "decoupled": Decoupled,
 }
 
 
