@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,57 @@ class TestMistakes:
         path.write_bytes(b"\xff\xfe\x00")
         refused(path, r"r\.yaml: ")
         refused("demoo", "no such file, and no shipped recipe of that name; did you mean 'demo'")
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("name: &a [*a]", r"recipe: name\.0\.0\.0\.\.\.: nested more than 50 levels deep; does an alias"),
+            ("data: &a {name: *a}", r"recipe: data\.name\.name\.name\.\.\.: nested more than 50"),
+            ("x: " + "[" * 60 + "]" * 60, r"recipe: x\.0\.0\.0\.\.\.: nested more than 50"),
+            ("x: " + "[" * 5000 + "]" * 5000, "nested more than 50"),
+            ("\n".join(f"{' ' * level}a:" for level in range(5000)), "nested more than 50"),
+            (
+                "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n"
+                + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in pairwise("abcdefghij")),
+                "more than 100000 values; do aliases",
+            ),
+        ],
+    )
+    def test_yaml_without_end(self, tmp_path, text, told):
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        assert "\n" not in refused(path, told)
+
+    def test_values_without_end_from_elsewhere(self):
+        endless = {**RECIPE}
+        endless["terms"] = [endless]
+        refused(endless, r"recipe: terms\.0\.terms\.0\.\.\.: nested more than 50")
+        refused(RECIPE, r"recipe: train\.0\.0\.0\.\.\.: nested more than 50", **dict([parse_override("train=&a [*a]")]))
+
+    def test_merged_mappings(self, tmp_path):
+        path = tmp_path / "r.yaml"
+        body = yaml.safe_dump({key: value for key, value in RECIPE.items() if key != "train"})
+        # The inner mapping is merged into the outer before YAML comes to it, with its repeated key.
+        path.write_text(
+            f"{body}"
+            "train: &t\n  steps: 3\n  schedule: &s {<<: {name: constant, warmup_steps: 1}, warmup_steps: 2}\n"
+            "  optimizer: {<<: &o {lr: 0.5}, name: adamw}\n"
+        )
+        recipe = load_recipe(path)
+        assert (recipe.train.schedule.name, recipe.train.schedule.warmup_steps) == ("constant", 2)
+        assert (recipe.train.optimizer.lr, recipe.train.optimizer.name) == (0.5, "adamw")
+        path.write_text("a: {b: &b {<<: &c {x: 1}, x: 2}}\nd: {<<: *b, x: 3}\n")
+        refused(path, "unknown key 'a'")
+        path.write_text("a: {<<: {x: 1}, y: 1, y: 2}")
+        refused(path, "key 'y' is given twice")
+
+    def test_an_alias_is_a_copy(self, tmp_path):
+        path = tmp_path / "r.yaml"
+        network = "&n {model: 'smp:PSPNet', options: {encoder_name: resnet18}}"
+        path.write_text(f"data: {{name: scenes}}\nstudent: {network}\nteacher: *n\ntrain: {{steps: 1}}\n")
+        recipe = load_recipe(path, {"student.options.encoder_name": "resnet34"})
+        assert recipe.student.options == {"encoder_name": "resnet34"}
+        assert recipe.teacher.options == {"encoder_name": "resnet18"}
 
     def test_numbers_without_a_dot(self, tmp_path):
         path = tmp_path / "r.yaml"

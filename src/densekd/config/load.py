@@ -26,7 +26,7 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, An
     """
     raw = read_recipe(name)
     for key, value in (overrides or {}).items():
-        override(raw, key, plain(value))
+        override(raw, key, plain(value, key))
     _refuse_infinite(raw)
     try:
         recipe = Recipe.model_validate(raw)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from importlib import resources
 from pathlib import Path, PurePath
@@ -44,18 +45,26 @@ def _read_text(name: str) -> str:
     )
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+# More than any recipe needs; less than what makes Python's own recursion fail, or an alias of aliases fill the memory.
+_DEEPEST, _MOST = 50, 100_000
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: a key given twice is a mistake, and 1e-3 is a number."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before `<<` is resolved: a key beside it takes the place of the merged one, and is no repetition.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen and key != "<<":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            if isinstance(key, Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+            seen.add(key)
+        return node
 
 
 # YAML 1.1 wants a dot in every float and takes 1e-3 for a text.
@@ -72,23 +81,50 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError(f"nested more than {_DEEPEST} levels deep") from None
 
 
-def plain(value: Any) -> Any:
-    """A copy in the types that YAML gives: mappings, lists, paths as texts."""
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return str(value) if isinstance(value, PurePath | date) else value
+def plain(value: Any, key: str = "") -> Any:
+    """A copy in the types that YAML gives: mappings, lists, paths as texts; nothing in it is there twice.
+
+    Args:
+        value: whatever stands at `key` of a recipe.
+        key: for errors; empty for the whole recipe.
+
+    Raises:
+        ConfigError: nested too deeply (without end, where an alias stands within what it is an alias of), or too much.
+    """
+    count = itertools.count(1)
+
+    def copy(value: Any, way: tuple[str, ...]) -> Any:
+        if len(way) > _DEEPEST:
+            raise ConfigError(
+                f"recipe: {_shown(way)}: nested more than {_DEEPEST} levels deep; does an alias (*name) stand within "
+                "what it is an alias of?"
+            )
+        if next(count) > _MOST:
+            raise ConfigError(f"recipe: {_shown(way)}: more than {_MOST} values; do aliases (*name) hold aliases?")
+        if isinstance(value, Mapping):
+            return {name: copy(entry, (*way, str(name))) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(entry, (*way, str(place))) for place, entry in enumerate(value)]
+        return str(value) if isinstance(value, PurePath | date) else value
+
+    return copy(value, (key,) if key else ())
+
+
+def _shown(way: tuple[str, ...]) -> str:
+    return ".".join(way[:4]) + ("..." if len(way) > 4 else "")
 
 
 def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """The raw values of a recipe: a file, a run folder, the name of a shipped one, or a mapping.
 
     Raises:
-        ConfigError: there is no such recipe, or it is not a YAML mapping.
+        ConfigError: there is no such recipe, or it is not a YAML mapping, or nested without end.
     """
     if isinstance(name, Mapping):
         return dict(plain(name))
@@ -98,11 +134,11 @@ def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"recipe {name}: cannot be read ({error})") from None
     try:
         raw = _yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"recipe {name}: expected a mapping of keys to values, got {type(raw).__name__}")
-    return raw
+    return dict(plain(raw))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -112,8 +148,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"override {text!r}: expected key.path=value, for instance train.batch_size=4")
     try:
         return key.strip(), _yaml(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"override {key}: {value!r} is not valid YAML; quote it") from None
+    except (yaml.YAMLError, ValueError):
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        raise ConfigError(f"override {key}: {shown!r} is not valid YAML; quote it") from None
 
 
 def override(raw: dict[str, Any], key: str, value: Any) -> None:
