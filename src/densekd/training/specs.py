@@ -81,9 +81,9 @@ class TrainSpec(Spec):
 
     steps: PositiveInt | None = Field(default=None, description="optimiser steps; give this or `epochs`")
     epochs: PositiveFloat | None = Field(
-        default=None, description="passes over the training images; rounded up to steps"
+        default=None, description="passes over the labelled training images; rounded up to steps"
     )
-    batch_size: PositiveInt = Field(default=8, description="images a step (per micro-batch and device)")
+    batch_size: PositiveInt = Field(default=8, description="labelled images a step (per micro-batch and device)")
     accumulate: PositiveInt = Field(default=1, description="micro-batches whose gradients are averaged into one step")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="optimiser")
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec, description="learning-rate schedule")
