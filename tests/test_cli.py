@@ -35,7 +35,7 @@ def densekd(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        handler = signal.getsignal(signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         monkeypatch.delenv("DENSEKD_DEBUG", raising=False)
         monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
         try:
@@ -44,7 +44,8 @@ def densekd(monkeypatch, capsys, tmp_path):
         except SystemExit as stop:
             code = stop.code or 0
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             os.environ.pop("DENSEKD_DEBUG", None)
         out, err = capsys.readouterr()
         return code, out, err
@@ -73,6 +74,10 @@ class TestMistakes:
             (["demo", "--seeds", "x"], "--seeds 'x': expected numbers"),
             (["demo", "--seeds", "1,1"], "expected different numbers"),
             (["train", "demo", "--resume"], "nothing to resume"),
+            (["train", "demo", "--resume", "--dry-run"], "nothing to resume"),
+            (["train", "demo", "--resume", "--force", "--dry-run"], "exclude each other"),
+            (["train", "."], "recipe '.': a folder without a recipe.yaml, so no run; give a recipe file"),
+            (["train", "demo", "runtime.threads=100000"], "runtime.threads: 100000 is more than the"),
         ],
     )
     def test_one_clear_line_and_code_2(self, densekd, arguments, told):
@@ -199,8 +204,53 @@ class TestTrainAndAfter:
         code, out, err = densekd("train", place / "tiny.yaml", "--dry-run", "--seed", 5)
         assert code == 0
         assert load_recipe(yaml.safe_load(out)).seed == 5
-        assert "10 training and 4 validation images, 6 steps; nothing was trained or written" in err
+        assert "training images: 10, 3 in a batch; validation images: 4; 6 steps; nothing was trained or written" in err
         assert list(tmp_path.iterdir()) == []
+
+    def test_dry_run_looks_at_the_folder_as_a_run_does(self, densekd, place, tmp_path):
+        densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "r", "-q")
+        (tmp_path / "file").write_text("")
+        for out, told in (("r", "r: exists; it is never overwritten unasked"), ("file/run", "run: cannot be written")):
+            said = [densekd("train", place / "tiny.yaml", "--out", out, *more) for more in ([], ["--dry-run"])]
+            assert said[0] == said[1]
+            assert said[0][:2] == (2, "")
+            assert told in said[0][2]
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
+        assert densekd("train", place / "tiny.yaml", "--out", "r", "--dry-run", "--force")[0] == 0
+        code, _, err = densekd("train", "r", "--dry-run", "--resume")
+        assert code == 0
+        assert "r: this run is done already; nothing to resume" in err
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        ("command", "more"),
+        [("train", []), ("train", ["--dry-run"]), ("distill", []), ("distill", ["--dry-run"]), ("doctor", [])],
+    )
+    def test_a_network_that_cannot_be_trained(self, densekd, place, tmp_path, command, more):
+        (place / "narrow.py").write_text(
+            "from torch import nn\n\ndef build(num_classes):\n    return nn.Conv2d(3, 2, 1)\n"
+        )
+        own = f"student.model={place}/narrow.py:build"
+        checked = ["teacher.untrained=true", "teacher.checkpoint=null"] if command != "train" else []
+        code, out, err = densekd(command, place / "dist.yaml", own, *checked, *more)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: student ({place}/narrow.py:build) gives a tensor of shape (3, 2, 16, 24)")
+        assert "expected (3, 3, h, w), a map for each of the 3 classes" in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_resume_by_the_other_command_names_the_right_one(self, densekd, place):
+        untrained = ["teacher.untrained=true", "teacher.checkpoint=null", "train.steps=1"]
+        assert densekd("distill", place / "dist.yaml", *untrained, "--out", "r", "-q")[0] == 0
+        code, _, err = densekd("train", "r", "--resume")
+        assert code == 2
+        assert err.startswith("error: r: this run is distilled (channelwise) and cannot go on without its teacher")
+        assert "`densekd distill r --resume`" in err
+
+    def test_evaluate_refuses_what_it_does_not_read(self, densekd, place):
+        densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "r", "-q")
+        code, out, err = densekd("evaluate", "r", "student.options.width=9")
+        assert (code, out) == (2, "")
+        assert err.startswith("error: override student.options.width: an evaluation does not read it")
 
     def test_a_resume_of_a_run_folder_needs_no_out(self, densekd, place):
         densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "elsewhere", "-q")
@@ -229,7 +279,35 @@ class TestList:
 
     def test_schema_and_no_runs(self, densekd):
         assert "properties" in json.loads(densekd("list", "schema")[1])
+        assert densekd("list", "runs", "--json") == (0, "[]\n", "no runs: runs is no folder\n")
+        Path("runs").mkdir()
         assert densekd("list", "runs", "--json") == (0, "[]\n", "no runs under runs\n")
+
+    def test_runs_that_cannot_be_read_are_listed_with_the_reason(self, densekd, place, monkeypatch):
+        for name in ("b", "d"):
+            assert densekd("train", place / "tiny.yaml", "train.steps=1", "--out", f"runs/{name}", "-q")[0] == 0
+        Path("runs/a").mkdir()
+        Path("runs/c").mkdir()
+        Path("runs/c/record.json").write_text("{")
+        scan, text = os.scandir, Path.read_text
+
+        def refuse(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "scandir", lambda path: refuse(path) if Path(path).name == "a" else scan(path))
+        monkeypatch.setattr(
+            Path,
+            "read_text",
+            lambda self, *args, **more: refuse(self) if self.parent.name == "d" else text(self, *args, **more),
+        )
+        code, out, err = densekd("list", "runs", "--json")
+        rows = {row["run"]: row["status"] for row in json.loads(out)}
+        assert (code, err) == (0, "")
+        assert list(rows) == ["runs/a", "runs/b", "runs/c", "runs/d"]
+        assert rows["runs/a"] == "unreadable: Permission denied"
+        assert rows["runs/b"] == "done"
+        assert "not readable as JSON" in rows["runs/c"]
+        assert "Permission denied" in rows["runs/d"]
 
 
 class TestProcess:
@@ -265,6 +343,8 @@ class TestProcess:
         assert (child.returncode, out) == (code, "")
         assert re.search(r"^go on with: densekd train \S+tiny\.yaml train\.steps=100000 .*--out r --resume$", err, re.M)
         assert "stopped after step" in err
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+        assert f"stopping after this step; {again} stops at once\n" in err
         assert "Traceback" not in err
         assert Run.load(tmp_path / "r").record.status == "interrupted"
         # no loading process is left

@@ -16,7 +16,7 @@ from densekd.errors import CheckpointError, NonFiniteError, RunError
 from densekd.runs import Run, distill, train
 from densekd.runs.execute import Quiet
 from densekd.runs.lock import claimed
-from densekd.training.signals import Interrupted
+from densekd.training.signals import Interrupted, StopSignals
 from runkit import distillation, log_without_times, make_place, recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="stops runs in forked processes")
@@ -126,6 +126,45 @@ class TestInterrupted:
         record = Run.load(tmp_path / "run").record
         assert (record.status, record.error) == ("interrupted", "left at once; the last checkpoint stands")
         assert train(recipe(place), out=tmp_path / "run", resume=True).record.status == "done"
+
+    def test_a_second_signal_before_any_checkpoint(self, place, tmp_path):
+        class Twice(StopAt):
+            def step(self, taken, steps, result):
+                super().step(taken, steps, result)
+                super().step(taken, steps, result)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(place), out=tmp_path / "run", train__checkpoint_every=50, progress=Twice(1))
+        assert Run.load(tmp_path / "run").record.error == "left at once; no checkpoint was written yet"
+
+    @pytest.mark.parametrize(
+        ("number", "told"),
+        [
+            (signal.SIGINT, "stopping after this step; Ctrl-C again stops at once"),
+            (signal.SIGTERM, "stopping after this step; a second signal stops at once"),
+        ],
+    )
+    def test_the_first_signal_is_answered_at_once(self, place, tmp_path, number, told):
+        class Heard(StopAt):
+            def step(self, taken, steps, result):
+                before = list(self.lines)
+                super().step(taken, steps, result)
+                self.answered = self.lines[len(before) :]
+
+        progress = Heard(3, number)
+        with pytest.raises(Interrupted):
+            train(recipe(place), out=tmp_path / "run", progress=progress)
+        assert progress.answered == [told]
+        assert progress.lines.count(told) == 1
+
+    @pytest.mark.parametrize("error", [RuntimeError("reentrant call"), BrokenPipeError()])
+    def test_a_line_that_cannot_be_shown_costs_nothing(self, error):
+        def said(_line):
+            raise error
+
+        with StopSignals(said) as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.asked == signal.SIGTERM
 
     def test_handlers_are_put_back(self, place, tmp_path):
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -353,6 +392,7 @@ class TestCheckpoints:
         record = Run.load(tmp_path / "run").record
         assert record.status == "failed"
         assert record.error.startswith("NonFiniteError: step 4: not finite")
+        assert "checkpoints written before it, if any, are good" in record.error
         newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
         assert newest.name == "step-00000002"
         assert all(torch.isfinite(v).all() for v in files.read_tensors(newest / "student.safetensors").values())
@@ -380,8 +420,21 @@ class TestRefusals:
         asked = distillation(place, place / "teacher")
         with pytest.raises(Interrupted):
             train(asked, out=tmp_path / "run", progress=StopAt(1))
-        with pytest.raises(RunError, match="began with method 'none' and cannot go on with 'channelwise'"):
+        told = rf"trained alone and cannot go on under a teacher; .*`densekd train {tmp_path / 'run'} --resume`"
+        with pytest.raises(RunError, match=told):
             distill(asked, out=tmp_path / "run", resume=True)
+
+    def test_another_method_is_told_before_the_recipe_is_blamed(self, place, tmp_path):
+        with pytest.raises(Interrupted):
+            distill(distillation(place, place / "teacher"), out=tmp_path / "run", progress=StopAt(1))
+        told = (
+            rf"distilled \(channelwise\) and cannot go on without its teacher; .*`densekd distill {tmp_path / 'run'} "
+        )
+        with pytest.raises(RunError, match=told) as caught:
+            train(recipe(place), out=tmp_path / "run", resume=True)
+        assert "recipe" not in str(caught.value)
+        with pytest.raises(RunError, match=told):
+            train(tmp_path / "run", resume=True)
 
     @pytest.mark.slow
     def test_another_teacher_file(self, place, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from densekd import files
 from densekd.config import load_recipe, recipe_digest
@@ -75,6 +76,56 @@ class TestTrain:
             score_run(teacher, "drive7", {**further, "data.root": "/nowhere/at/all"})
         assert score_run(teacher, "drive-7", further).images == 4
 
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "student.options.width",
+            "student",
+            "teacher.checkpoint",
+            "terms.0.weight",
+            "train.steps",
+            "train",
+            "seed",
+            "name",
+            "preflight.teacher_images",
+            "task.binary",
+            "data.augment.crop",
+            "data.augment.flip",
+            "data.unlabelled",
+            "studnet.options.width",
+        ],
+    )
+    def test_a_key_that_an_evaluation_does_not_read_is_refused(self, teacher, key):
+        told = rf"override {key}: an evaluation does not read it.*data\.\* .*runtime\.\*, train\.evaluate_batch_size"
+        with pytest.raises(ConfigError, match=told):
+            score_run(teacher, overrides={key: 1})
+
+    def test_an_unread_key_inside_a_mapping_is_refused_too(self, teacher):
+        with pytest.raises(ConfigError, match=r"override data\.augment\.jitter\.hue: an evaluation does not read it"):
+            score_run(teacher, overrides={"data.augment": {"size": [16, 24], "jitter": {"hue": 0.1}}})
+        with pytest.raises(ConfigError, match=r"override train\.steps: an evaluation does not read it"):
+            score_run(teacher, overrides={"train": {"steps": 1, "evaluate_batch_size": 2}})
+
+    def test_keys_that_an_evaluation_reads(self, teacher):
+        best = teacher.record.best.miou
+        kept = {
+            "runtime.workers": 0,
+            "runtime": {"device": "cpu"},
+            "train.evaluate_batch_size": 3,
+            "data.in_memory": True,
+        }
+        assert score_run(teacher, overrides=kept).miou == best
+        assert score_run(teacher, overrides={"data.augment.mean": [0.0, 0.0, 0.0]}).miou != best
+        with pytest.raises(ConfigError, match=r"unknown key 'data\.rot'; did you mean 'root'"):
+            score_run(teacher, overrides={"data.rot": "x"})
+
+    def test_training_images_of_several_sizes_can_be_scored(self, teacher, tmp_path):
+        root = make_place(tmp_path / "mixed")
+        for kind in ("images", "masks"):
+            image = Image.open(root / "train" / kind / "0.png")
+            image.resize((30, 20), Image.Resampling.NEAREST).save(root / "train" / kind / "0.png")
+        assert score_run(teacher, "train", {"data.root": str(root)}).images == 10
+
     def test_a_recipe_with_a_teacher_says_that_it_is_not_used(self, place, teacher, tmp_path):
         run = train(distillation(place, teacher.path), out=tmp_path / "run", train__steps=1)
         assert "train: the recipe's teacher and terms are not used: the student is trained alone" in run.record.warnings
@@ -113,6 +164,35 @@ class TestTrain:
         image = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
             torch.testing.assert_close(own(image), run.student()(image))
+
+
+class TestThreads:
+    def test_more_than_there_are_is_refused(self, place, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.cpu_count", lambda: 4)
+        asked = recipe(place, runtime={"device": "cpu", "threads": 5})
+        with pytest.raises(ConfigError, match=r"runtime\.threads: 5 is more than the 4 logical CPUs of this machine"):
+            train(asked, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_run_goes_on_where_there_are_fewer(self, place, tmp_path, monkeypatch):
+        asked = recipe(place, runtime={"device": "cpu", "threads": 3})
+        monkeypatch.setattr("os.cpu_count", lambda: 4)
+        set_to = []
+        monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+
+        class Stop(Quiet):
+            def step(self, taken, steps, result):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(asked, out=tmp_path / "run", progress=Stop())
+        monkeypatch.setattr("os.cpu_count", lambda: 2)
+        record = train(asked, out=tmp_path / "run", resume=True).record
+        assert "runtime.threads: 3 when the run began; this machine has 2 logical CPUs: 2" in record.warnings
+        assert set_to == [3, 2]
+        with pytest.raises(ConfigError, match=r"runtime\.threads: 3 is more than the 2"):
+            score_run(Run.load(tmp_path / "run"))
+        assert score_run(Run.load(tmp_path / "run"), overrides={"runtime.threads": 2}).images == 4
 
 
 class TestDistill:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,29 +77,40 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
+    found, refused = _holding(folder, "record.json")
+    rows = [_run_row(path) for path in found]
+    rows += [{"run": str(path), "status": f"unreadable: {reason}"} for path, reason in refused.items()]
+    if not rows:
+        complain(f"no runs under {folder}" if folder.is_dir() else f"no runs: {folder} is no folder")
+    return sorted(rows, key=lambda row: Path(row["run"]))
+
+
+def _holding(folder: Path, name: str) -> tuple[list[Path], dict[Path, str]]:
+    """Folders at and under `folder` that hold a file of that name, and those that cannot be looked into, with why."""
+    refused: dict[Path, str] = {}
+
+    def note(error: OSError) -> None:
+        refused[Path(error.filename)] = error.strerror or str(error)
+
+    walked = os.walk(folder, onerror=note) if os.path.lexists(folder) else ()
+    return [Path(path) for path, _, names in walked if name in names], refused
+
+
+def _run_row(path: Path) -> dict[str, Any]:
     from densekd.errors import DensekdError
     from densekd.runs import Run
 
-    found = []
-    for path in sorted(folder.rglob("record.json")) if folder.is_dir() else []:
-        row: dict[str, Any] = {"run": str(path.parent)}
-        try:
-            record = Run.load(path.parent).record
-        except DensekdError as error:
-            found.append({**row, "status": f"unreadable: {error}"})
-            continue
-        best, final = (None if s is None else round(100 * s.miou, 2) for s in (record.best, record.final))
-        found.append(
-            {
-                **row,
-                "status": record.status,
-                "method": record.method,
-                "seed": record.seed,
-                "steps": record.steps,
-                "best mIoU": best,
-                "final mIoU": final,
-            }
-        )
-    if not found:
-        complain(f"no runs under {folder}")
-    return found
+    try:
+        record = Run(path).record
+    except (DensekdError, OSError) as error:
+        return {"run": str(path), "status": f"unreadable: {error}"}
+    best, final = (None if s is None else round(100 * s.miou, 2) for s in (record.best, record.final))
+    return {
+        "run": str(path),
+        "status": record.status,
+        "method": record.method,
+        "seed": record.seed,
+        "steps": record.steps,
+        "best mIoU": best,
+        "final mIoU": final,
+    }

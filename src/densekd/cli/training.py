@@ -14,8 +14,9 @@ from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 
 if TYPE_CHECKING:
-    from densekd.config import Recipe
     from densekd.runs import Run
+    from densekd.runs.assemble import Parts
+    from densekd.runs.execution import Kind
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.", metavar="RECIPE")
@@ -77,7 +78,7 @@ def _watching(quiet: bool) -> Any:
 
 
 def _train_or_distill(
-    kind: str,
+    kind: Kind,
     recipe: str,
     overrides: list[str] | None,
     out: Path | None,
@@ -90,13 +91,16 @@ def _train_or_distill(
 ) -> None:
     from densekd import runs
     from densekd.config import load_recipe
+    from densekd.runs.execute import dry_run as check
     from densekd.runs.execute import folder_of
     from densekd.training.signals import Interrupted
 
     resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
     folder = folder_of(recipe, resolved, out, resume)
     if dry_run:
-        _dry_run(kind, resolved, quiet, as_json)
+        with _watching(quiet) as watch:
+            parts = check(kind, resolved, folder, resume=resume, force=force, progress=watch)
+        _print_dry_run(parts, quiet, as_json)
         return
     call = runs.train if kind == "train" else runs.distill
     again = [kind, recipe, *(overrides or [])]
@@ -112,17 +116,11 @@ def _train_or_distill(
     _print_result(run, quiet, as_json)
 
 
-def _dry_run(kind: str, recipe: Recipe, quiet: bool, as_json: bool) -> None:
+def _print_dry_run(parts: Parts, quiet: bool, as_json: bool) -> None:
     from densekd.config import dump_recipe
-    from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
     from densekd.runs.length import total_steps
 
-    if kind == "distill":
-        require_teacher(recipe)
-    with _watching(quiet) as watch:
-        parts = assemble(recipe, watch=watch.checking)
-        if kind == "distill":
-            build_distiller(parts, build_teacher(parts))
+    recipe = parts.recipe
     steps = total_steps(recipe, len(parts.data.train))
     if as_json:
         sys.stdout.write(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
@@ -133,8 +131,8 @@ def _dry_run(kind: str, recipe: Recipe, quiet: bool, as_json: bool) -> None:
     for notice in parts.notices:
         complain(notice)
     complain(
-        f"dry run: {len(parts.data.train)} training and {len(parts.data.val)} validation images, "
-        f"{steps} steps; nothing was trained or written"
+        f"dry run: training images: {parts.counts()}; validation images: {len(parts.data.val)}; {steps} steps; nothing "
+        "was trained or written"
     )
 
 
@@ -178,6 +176,7 @@ def doctor(
     from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
     from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
+    from densekd.runs.rehearsal import rehearse
 
     resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
     require_teacher(resolved)
@@ -185,6 +184,7 @@ def doctor(
     with _watching(quiet) as watch:
         parts = assemble(resolved, watch=watch.checking)
         steps = total_steps(resolved, len(parts.data.train))
+        rehearse(parts)
         teacher = build_teacher(parts)
         distiller = build_distiller(parts, teacher)
         readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,16 +14,22 @@ from densekd.data.base import SegmentationSet
 from densekd.data.build import DataBundle, build_data
 from densekd.data.keyed import keyed_seed
 from densekd.data.transforms import EvalTransform, TrainTransform
+from densekd.data.unlabelled import Joined
 from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
 from densekd.errors import ConfigError
+from densekd.evaluate import autocast
 from densekd.losses.catalog import METHODS, make_loss
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
+from densekd.runs.attempt import attempt
 from densekd.runs.fit import require_fit
+from densekd.runs.mixing import in_words, unlabelled_share
 from densekd.runs.start import WEIGHT_OPTIONS, random_start
+from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
-from densekd.teacher import TeacherInput
+from densekd.teacher import TeacherImages, TeacherInput
+from densekd.training.batcher import Batcher
 
 
 @dataclass
@@ -35,10 +42,32 @@ class Parts:
     student: nn.Module
     device: torch.device
     notices: list[str] = field(default_factory=list)
+    unlabelled_per_batch: int = 0
 
     def train_view(self) -> TrainView:
+        """The labelled training images, and behind them the unlabelled ones where the run has any."""
         transform = TrainTransform(self.recipe.data.augment, self.data.ignore_index)
-        return TrainView(self.data.train, transform, seed=self.recipe.seed)
+        more = self.data.unlabelled
+        source = self.data.train if more is None else Joined(self.data.train, more)
+        return TrainView(source, transform, seed=self.recipe.seed)
+
+    def batcher(self, *, workers: int = 0, pin_memory: bool = False) -> Batcher:
+        """The run's training batches."""
+        return Batcher(
+            self.train_view(),
+            len(self.data.train),
+            self.recipe.train.batch_size,
+            self.recipe.seed,
+            workers=workers,
+            pin_memory=pin_memory,
+            unlabelled=0 if self.data.unlabelled is None else len(self.data.unlabelled),
+            unlabelled_per_batch=self.unlabelled_per_batch,
+        )
+
+    def counts(self) -> str:
+        """How many images there are to train on, and in a batch."""
+        more = 0 if self.data.unlabelled is None else len(self.data.unlabelled)
+        return in_words(len(self.data.train), self.recipe.train.batch_size, more, self.unlabelled_per_batch)
 
     def eval_view(self, which: SegmentationSet | None = None) -> EvalView:
         return EvalView(which or self.data.val, EvalTransform(self.recipe.data.augment))
@@ -62,8 +91,34 @@ class Parts:
     def to_device(self, network: nn.Module) -> nn.Module:
         return network.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
 
-    def measured(self, network: nn.Module) -> Measured:
-        return measure(network, self.example(1))
+    def measured_student(self) -> Measured:
+        return measure(self.student, self.example(1))
+
+    def measured_teacher(self, teacher: nn.Module) -> Measured:
+        return measure(teacher, self.teacher_example(1))
+
+    def teacher_example(self, count: int = 2) -> torch.Tensor:
+        """A few training images as the teacher sees them."""
+        spec = teacher_input(self.recipe)
+        images = self.example(count)
+        return images if spec is None else TeacherImages(spec).to(self.device)(images)
+
+
+def _threads(asked: int | None, *, resumed: bool) -> tuple[int | None, list[str]]:
+    """The threads to set, and what to say of them: a run may go on where there are fewer CPUs than it began with.
+
+    Raises:
+        ConfigError: more threads than logical CPUs, which only slow each other down.
+    """
+    present = os.cpu_count() or 1
+    if asked is None or asked <= present:
+        return asked, []
+    if not resumed:
+        raise ConfigError(
+            f"runtime.threads: {asked} is more than the {present} logical CPUs of this machine; give {present} or "
+            "fewer, or null for torch's own choice"
+        )
+    return present, [f"runtime.threads: {asked} when the run began; this machine has {present} logical CPUs: {present}"]
 
 
 def choose_device(recipe: Recipe) -> torch.device:
@@ -82,26 +137,38 @@ def choose_device(recipe: Recipe) -> torch.device:
     return device
 
 
-def assemble(recipe: Recipe, *, watch: Callable[[int, int], None] | None = None, training: bool = True) -> Parts:
+def assemble(
+    recipe: Recipe,
+    *,
+    watch: Callable[[int, int], None] | None = None,
+    training: bool = True,
+    resumed: bool = False,
+    unlabelled: bool = True,
+) -> Parts:
     """Check and open the data, build task and student (its initial weights depend on the seed alone).
 
     Args:
         watch: called with (files checked, files in all).
         training: the student will be trained: its images must fit it (an evaluation pads them), and a start from
             random weights is told.
+        resumed: the run began earlier, perhaps on a machine with more CPUs: `runtime.threads` may exceed them.
+        unlabelled: there is a teacher to learn from on the images of `data.unlabelled`; else they are not opened.
 
     Raises:
-        ConfigError: the size of the training images does not fit the student.
+        ConfigError: the size of the training images does not fit the student, or there are fewer CPUs than
+            `runtime.threads`.
     """
-    if recipe.runtime.threads is not None:
-        torch.set_num_threads(recipe.runtime.threads)
+    threads, said = _threads(recipe.runtime.threads, resumed=resumed)
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = choose_device(recipe)
-    data = build_data(recipe.data, progress=watch)
+    more, about_more = unlabelled_share(recipe, used=unlabelled) if training else (0, [])
+    data = build_data(recipe.data, progress=watch, unlabelled=more > 0, one_size=training)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
-    notices = list(data.notices)
+    notices = [*said, *about_more, *data.notices]
     student = build_model(recipe.student, task.num_outputs, notices=notices)
-    parts = Parts(recipe, data, task, student, device, notices)
+    parts = Parts(recipe, data, task, student, device, notices, more)
     parts.student = parts.to_device(student)
     if training:
         notices.extend(random_start(recipe))
@@ -152,14 +219,24 @@ def load_teacher(recipe: Recipe, outputs: int, notices: list[str]) -> nn.Module:
 
 
 def build_teacher(parts: Parts) -> nn.Module:
-    """The recipe's teacher with its weights, on the run's device, in eval mode.
+    """The recipe's teacher with its weights, on the run's device, in eval mode; it has run once on two images.
 
     Raises:
         ConfigError: the size of the training images, or of its own, does not fit it.
+        ModelError: it fails on them.
     """
-    teacher = load_teacher(parts.recipe, parts.task.num_outputs, parts.notices)
-    require_fit(parts.recipe, teacher, "teacher", parts.stored_size)
-    return parts.to_device(teacher).eval()
+    network = load_teacher(parts.recipe, parts.task.num_outputs, parts.notices)
+    require_fit(parts.recipe, network, "teacher", parts.stored_size)
+    teacher = parts.to_device(network).eval()
+    spec, images = require_teacher(parts.recipe), parts.teacher_example()
+    with preserved(teacher), torch.no_grad(), autocast(parts.device, parts.recipe.runtime.precision):
+        attempt(
+            lambda: teacher(images),
+            f"teacher ({spec.model})",
+            f"in evaluation mode on images {tuple(images.shape)}",
+            "it gets RGB images (N, 3, H, W); where it takes one size alone, give it as teacher.size",
+        )
+    return teacher
 
 
 def teacher_input(recipe: Recipe) -> TeacherInput | None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from densekd.config import Recipe, load_recipe
 from densekd.errors import RunError
-from densekd.runs.assemble import assemble, require_teacher
+from densekd.records import RunRecord
+from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher, require_teacher
+from densekd.runs.claim import Claim
 from densekd.runs.engine import require_one_process
 from densekd.runs.execution import Execution, Kind, method_of
-from densekd.runs.folder import Run, check_folder
+from densekd.runs.folder import Run, require_writable
+from densekd.runs.length import total_steps
+from densekd.runs.lock import claimed
 from densekd.runs.progress import Quiet as Quiet
+from densekd.runs.rehearsal import rehearse
+from densekd.runs.restore import STUDENT, leave_finished
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
@@ -96,20 +103,52 @@ def folder_of(recipe_like: RecipeLike, recipe: Recipe, out: str | Path | None, r
 
 
 def _run(kind: Kind, recipe_like: RecipeLike, options: _Options) -> Run:
-    require_one_process()
     recipe = resolve(recipe_like, options.seed, options.overrides)
-    if kind == "distill":
-        require_teacher(recipe)
-    if options.resume and options.force:
-        raise RunError("resume and force exclude each other: go on with the run, or start it again")
     folder = folder_of(recipe_like, recipe, options.out, options.resume)
-    resumed = check_folder(folder, recipe, method_of(kind, recipe), resume=options.resume, force=options.force)
-    before = Run.load(folder).record if resumed and (folder / "record.json").is_file() else None
+    claim = Claim(folder, recipe, method_of(kind, recipe), options.resume, options.force)
+    before = _checked(kind, claim)
     if before is not None and before.status == "done":
-        options.progress.said(f"{folder}: this run is done already; nothing to resume")
+        with nullcontext() if (folder / STUDENT).is_file() else claimed(folder):
+            leave_finished(Run.load(folder), options.progress.said)
         return Run.load(folder)
-    parts = assemble(recipe, watch=options.progress.checking)
+    require_writable(folder)
+    Execution(kind, _parts(kind, claim, options.progress), claim, options.progress).go()
+    return Run.load(folder)
+
+
+def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bool, progress: Quiet) -> Parts:
+    """All that `train` or `distill` check before they write, but for the pre-flight; nothing is written.
+
+    Raises:
+        DensekdError: what the run itself would raise.
+    """
+    claim = Claim(folder, recipe, method_of(kind, recipe), resume, force)
+    before = _checked(kind, claim)
+    if before is not None and before.status == "done":
+        progress.said(f"{folder}: this run is done already; nothing to resume")
+    require_writable(folder)
+    parts = _parts(kind, claim, progress)
+    total_steps(recipe, len(parts.data.train))
+    if kind == "distill":
+        build_distiller(parts, build_teacher(parts))
+    return parts
+
+
+def _checked(kind: Kind, claim: Claim) -> RunRecord | None:
+    """What can be told before any work: process, teacher, folder. The record of the run to go on with."""
+    require_one_process()
+    if kind == "distill":
+        require_teacher(claim.recipe)
+    if claim.resume and claim.force:
+        raise RunError("resume and force exclude each other: go on with the run, or start it again")
+    return claim.look()
+
+
+def _parts(kind: Kind, claim: Claim, progress: Quiet) -> Parts:
+    """The run's parts; its student has run once."""
+    recipe = claim.recipe
+    parts = assemble(recipe, watch=progress.checking, resumed=claim.resume, unlabelled=kind == "distill")
     if kind == "train" and (recipe.teacher is not None or recipe.terms):
         parts.notices.append("train: the recipe's teacher and terms are not used: the student is trained alone")
-    Execution(kind, parts, folder, options.progress, resumed, before).go()
-    return Run.load(folder)
+    rehearse(parts)
+    return parts

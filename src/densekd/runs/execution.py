@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,14 +17,15 @@ from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
 from densekd.records import Cost, NetworkCost, RunRecord, Scores, TeacherCost, environment
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
+from densekd.runs.claim import Claim
 from densekd.runs.engine import engine
-from densekd.runs.folder import start_folder
+from densekd.runs.folder import Run, start_folder
 from densekd.runs.length import epochs_of, total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.memory import peak_bytes, reset_peak
 from densekd.runs.progress import Quiet
 from densekd.runs.readiness import Readiness, check_readiness
-from densekd.training.batcher import Batcher
+from densekd.runs.restore import leave_finished, restore_student
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, scores_of
 from densekd.training.objective import Alone, Distilled, Objective
@@ -46,11 +46,10 @@ def method_of(kind: Kind, recipe: Recipe) -> str:
 class Execution:
     """One run from its parts to its record."""
 
-    def __init__(
-        self, kind: Kind, parts: Parts, folder: Path, progress: Quiet, resumed: bool, before: RunRecord | None
-    ) -> None:
-        self.kind, self.parts, self.recipe, self.folder = kind, parts, parts.recipe, folder
-        self.progress, self.resumed, self.before = progress, resumed, before
+    def __init__(self, kind: Kind, parts: Parts, claim: Claim, progress: Quiet) -> None:
+        self.kind, self.parts, self.recipe, self.claim = kind, parts, parts.recipe, claim
+        self.folder, self.progress = claim.folder, progress
+        self.before: RunRecord | None = None
         self.steps = total_steps(self.recipe, len(parts.data.train))
         self.readiness: Readiness | None = None
         self.teacher_digest = ""
@@ -59,17 +58,25 @@ class Execution:
 
     def go(self) -> None:
         reset_peak(self.parts.device)
-        student = self.parts.measured(self.parts.student)
+        student = self.parts.measured_student()
         objective, teacher = self._objective()
-        record = self._record(student, teacher, objective)
         # Nothing is written before all checks have passed.
         self.folder.mkdir(parents=True, exist_ok=True)
-        with claimed(self.folder), engine(self.recipe.runtime, self.parts.device) as accelerator:
-            if self.resumed:
+        with claimed(self.folder):
+            # The checks take a while: another process may have been in the folder since the first look at it.
+            self.before = self.claim.look()
+            if self.before is not None and self.before.status == "done":
+                leave_finished(Run.load(self.folder), self.progress.said)
+                return
+            record = self._record(student, teacher, objective)
+            if self.claim.resume:
                 files.sweep_temporaries(self.folder)
             else:
                 start_folder(self.folder, self.recipe)
-            with StopSignals() as signals:
+            with (
+                engine(self.recipe.runtime, self.parts.device) as accelerator,
+                StopSignals(self.progress.said) as signals,
+            ):
                 recorder = Recorder(self.folder, record, self.recipe.train.log_every)
                 self._train(self._loop(accelerator, objective, recorder, signals))
 
@@ -81,7 +88,7 @@ class Execution:
             position = loop.run(position)
             extra = self._extra_splits(loop, position)
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-            said = str(stop) if isinstance(stop, Interrupted) else "left at once; the last checkpoint stands"
+            said = str(stop) if isinstance(stop, Interrupted) else self._left_at_once()
             recorder.update(status="interrupted", error=said, cost=self._cost(recorder))
             raise
         except BaseException as error:
@@ -92,6 +99,10 @@ class Execution:
             self._say(f"{position.skipped_steps} of {self.steps} steps were skipped by the loss scaler (overflow)")
         cost = self._cost(recorder)
         recorder.update(status="done", warnings=self.warnings, extra_splits=extra, cost=cost, **scores_of(position))
+
+    def _left_at_once(self) -> str:
+        saved = (self.folder / "checkpoints" / "latest").is_file()
+        return f"left at once; {'the last checkpoint stands' if saved else 'no checkpoint was written yet'}"
 
     def _say(self, line: str) -> None:
         """A line that the user sees and the record keeps."""
@@ -104,7 +115,7 @@ class Execution:
             return Alone(self.parts.student, self.parts.task), None
         network = build_teacher(self.parts)
         self.teacher_digest = weights_digest(network)
-        measured = self.parts.measured(network)
+        measured = self.parts.measured_teacher(network)
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
         self._say_notices()
@@ -124,7 +135,7 @@ class Execution:
             self._say(notice)
 
     def _loop(self, accelerator: Accelerator, objective: Objective, recorder: Recorder, signals: StopSignals) -> Loop:
-        recipe, size = self.recipe, len(self.parts.data.train)
+        recipe = self.recipe
         optimizer = build_optimizer(objective.student, objective.extra_state(), recipe.train.optimizer)
         prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
         stepper = Stepper(
@@ -137,14 +148,7 @@ class Execution:
             seed=recipe.seed,
             channels_last=recipe.runtime.channels_last,
         )
-        batcher = Batcher(
-            self.parts.train_view(),
-            size,
-            recipe.train.batch_size,
-            recipe.seed,
-            workers=recipe.runtime.workers,
-            pin_memory=self.parts.device.type == "cuda",
-        )
+        batcher = self.parts.batcher(workers=recipe.runtime.workers, pin_memory=self.parts.device.type == "cuda")
         return Loop(
             recipe.train,
             self.steps,
@@ -182,7 +186,7 @@ class Execution:
         return {name: self._score(loop.stepper, which)(watch) for name, which in self.parts.data.extra.items()}
 
     def _position(self, loop: Loop) -> Position:
-        if not self.resumed:
+        if not self.claim.resume:
             return Position()
         found = loop.checkpointer.latest()
         for reason in found.damage:
@@ -192,6 +196,10 @@ class Execution:
             return Position()
         position = loop.checkpointer.load(found.path, loop.stepper)
         loop.recorder.resume_at(position.taken)
+        if position.best is not None:
+            restored = restore_student(self.folder, self.recipe, int(position.best["step"]))
+            if restored is not None:
+                self._say(restored)
         self.progress.said(f"resuming from {found.path} (step {position.taken} of {self.steps})")
         return position
 

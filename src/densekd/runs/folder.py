@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,7 +66,10 @@ class Run:
         """`student.safetensors`, the best student alone."""
         path = self.path / "student.safetensors"
         if not path.is_file():
-            raise RunError(f"{path}: not there yet; the run's status is {self.record.status!r}")
+            record = self.record
+            if record.best is None:
+                raise RunError(f"{path}: not there yet; the run's status is {record.status!r}")
+            raise RunError(f"{path}: missing; `{resume_command(self.path, record.method)}` restores it")
         return path
 
     def student(self) -> nn.Module:
@@ -93,8 +99,8 @@ class Run:
         return self.recipe.student.model_copy(update={"checkpoint": weights, "encoder_checkpoint": None})
 
 
-def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force: bool) -> bool:
-    """Whether the folder can be used as asked; nothing is changed. Returns whether a run is taken up again.
+def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force: bool) -> None:
+    """Refuse a folder that cannot be used as asked; nothing is changed.
 
     Args:
         method: what the run will record as its method.
@@ -105,7 +111,7 @@ def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force
     """
     if resume:
         _require_same(path, recipe, method)
-        return True
+        return
     if path.exists() and not path.is_dir():
         raise RunError(f"{path}: a file; choose a folder with --out")
     entries = path.iterdir() if path.is_dir() else ()
@@ -120,7 +126,22 @@ def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force
         raise RunError(f"{path}: holds files that are not a run's ({', '.join(strange[:5])}); --force leaves it alone")
     if names and not names & {"recipe.yaml", "record.json"}:
         raise RunError(f"{path}: holds no recipe.yaml, so it is no run; --force leaves it alone")
-    return False
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a folder in which nothing can be written, or that cannot be made; nothing is left behind.
+
+    Raises:
+        RunError: it, or the nearest folder above it that exists, takes no file.
+    """
+    nearest = next(above for above in (path.absolute(), *path.absolute().parents) if os.path.lexists(above))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {nearest}: {error.strerror or error}; choose another folder with --out"
+        ) from None
 
 
 def start_folder(path: Path, recipe: Recipe) -> None:
@@ -135,21 +156,28 @@ def start_folder(path: Path, recipe: Recipe) -> None:
     files.write_text(path / "recipe.yaml", dump_recipe(recipe))
 
 
+def resume_command(path: Path, method: str) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"densekd {'train' if method == 'none' else 'distill'} {shlex.quote(str(path))} --resume"
+
+
 def _require_same(path: Path, recipe: Recipe, method: str) -> None:
     saved = path / "recipe.yaml"
     if not saved.is_file():
         raise RunError(f"{path}: nothing to resume: it holds no recipe.yaml")
-    command = f"densekd {'train' if method == 'none' else 'distill'} {path} --resume"
+    begun = Run.load(path).record.method if (path / "record.json").is_file() else method
+    if (begun == "none") != (method == "none"):  # two distillations differ in their recipes' terms
+        how = "trained alone and cannot go on under a teacher"
+        if method == "none":
+            how = f"distilled ({begun}) and cannot go on without its teacher"
+        raise RunError(f"{path}: this run is {how}; go on with it by `{resume_command(path, begun)}`")
+    command = resume_command(path, method)
     before = load_recipe(saved)
     if recipe_digest(before) != recipe_digest(recipe):
         raise RunError(
             f"{path}: its recipe differs from the one asked for ({', '.join(differences(before, recipe))}). "
             f"A resume goes on with the same recipe: `{command}`"
         )
-    if (path / "record.json").is_file():
-        begun = Run.load(path).record.method
-        if begun != method:
-            raise RunError(f"{path}: began with method {begun!r} and cannot go on with {method!r}")
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:

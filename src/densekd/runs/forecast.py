@@ -21,7 +21,6 @@ from densekd.runs.assemble import Parts
 from densekd.runs.memory import peak_bytes, reset_peak
 from densekd.taps import preserved
 from densekd.teacher import Batch
-from densekd.training.batcher import Batcher
 from densekd.training.objective import Distilled, padding_mask
 
 _TIMED_STEPS = 3
@@ -66,8 +65,7 @@ class Forecast:
 
 def training_batch(parts: Parts) -> tuple[dict[str, Any], float]:
     """The run's first micro-batch, and the seconds that loading one takes (the faster of two)."""
-    size, train = len(parts.data.train), parts.recipe.train
-    batches = Batcher(parts.train_view(), size, train.batch_size, parts.recipe.seed).batches(0, 2)
+    batches = parts.batcher().batches(0, 2)
     found, seconds = [], []
     for _ in range(2):
         begin = time.perf_counter()
@@ -121,7 +119,7 @@ def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -
             distiller.source.maps(Batch((_for_teacher(distiller, image),), {}))
 
     reset_peak(parts.device)
-    with preserved(distiller, distiller.teacher), _gradients_kept(distiller):
+    with preserved(distiller, distiller.teacher), gradients_kept(distiller):
         objective.train()
         seconds = _median_seconds(step, parts.device)
         peak = peak_bytes(parts.device) or 0
@@ -148,8 +146,11 @@ def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 @contextmanager
-def _gradients_kept(module: nn.Module) -> Iterator[None]:
+def gradients_kept(module: nn.Module) -> Iterator[None]:
+    """Inside the block the parameters begin without gradients; after it, each has the gradient it had."""
     before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
     try:
         yield
     finally:

@@ -1,0 +1,118 @@
+"""The student and its task once on real images before anything is written: what cannot be trained is told at once."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekd.errors import ModelError, NonFiniteError, TapError
+from densekd.evaluate import autocast, evaluation_mode
+from densekd.models.sizes import output_at_any_size
+from densekd.runs.assemble import Parts
+from densekd.runs.attempt import attempt
+from densekd.runs.forecast import gradients_kept
+from densekd.taps import main_output, preserved
+from densekd.taps.outputs import describe
+
+
+def rehearse(parts: Parts) -> None:
+    """One training batch forwards and backwards, one validation image forwards; everything is left as it was.
+
+    The batch is the run's first micro-batch, in training mode and in the run's precision; the image is the first of
+    the validation set, in evaluation mode. Weights, gradients, buffers, modes and random states are afterwards what
+    they were before.
+
+    Raises:
+        ModelError: the student fails, gives another shape than the task needs, or gets no gradient from the loss.
+        NonFiniteError: the loss is not finite before any step is taken.
+    """
+    with preserved(parts.student), gradients_kept(parts.student):
+        _train(parts)
+        _evaluate(parts)
+
+
+def _train(parts: Parts) -> None:
+    batch = _first_batch(parts)
+    images = batch["image"].to(parts.device).contiguous(memory_format=parts.layout)
+    labels = batch["label"].to(parts.device)
+    student, who, shape = parts.student, _name(parts), tuple(images.shape)
+    student.train()
+    with autocast(parts.device, parts.recipe.runtime.precision):
+        output = attempt(lambda: student(images), who, f"in training mode on images {shape}", _expected(parts))
+        _require_class_map(parts, output, len(images))
+        try:
+            total, losses = parts.task.loss(output, labels)
+        except ModelError as error:
+            raise ModelError(f"{who}: {error}") from None
+    bad = [f"{name} = {float(value)}" for name, value in losses.items() if not torch.isfinite(value)]
+    if bad:
+        raise NonFiniteError(
+            f"{who}: not finite on the first training batch, before any step: {', '.join(bad)}; look at its weights, "
+            "its options, and data.augment.mean and std"
+        )
+    if total.requires_grad:
+        attempt(
+            partial(torch.autograd.backward, total), who, f"in the backward pass on images {shape}", _expected(parts)
+        )
+    if all(parameter.grad is None for parameter in student.parameters()):
+        raise ModelError(
+            f"{who}: the loss reaches none of its parameters: it has none, all are frozen, or its output is detached; "
+            "nothing would be learned"
+        )
+
+
+def _evaluate(parts: Parts) -> None:
+    entry = parts.eval_view()[0]
+    image = entry["image"][None].to(parts.device).contiguous(memory_format=parts.layout)
+    size = (entry["label"].shape[-2], entry["label"].shape[-1])
+    precision = autocast(parts.device, parts.recipe.runtime.precision)
+
+    def predict() -> Tensor:
+        with evaluation_mode(parts.student), torch.no_grad(), precision:
+            return parts.task.predict(output_at_any_size(parts.student, image), size)
+
+    doing = f"in evaluation mode on an image {tuple(image.shape)}"
+    expected = f"{_expected(parts)}. Validation images keep their stored size unless data.augment.size is set"
+    attempt(predict, _name(parts), doing, expected)
+
+
+def _first_batch(parts: Parts) -> dict[str, Any]:
+    with closing(parts.batcher().batches(0, 1)) as batches:
+        return next(batches)
+
+
+def _name(parts: Parts) -> str:
+    return f"student ({parts.recipe.student.model})"
+
+
+def _shape(parts: Parts, count: int | str) -> str:
+    outputs = parts.task.num_outputs
+    meaning = "one logit for two classes" if parts.task.binary else f"a map for each of the {outputs} classes"
+    return f"({count}, {outputs}, h, w), {meaning}"
+
+
+def _expected(parts: Parts) -> str:
+    return f"it gets RGB images (N, 3, H, W) and must give {_shape(parts, 'N')}"
+
+
+def _require_class_map(parts: Parts, output: Any, count: int) -> None:
+    try:
+        found = main_output(output)
+    except TapError:
+        found = None
+    if (
+        found is not None
+        and found.is_floating_point()
+        and found.ndim == 4
+        and found.shape[:2] == (count, parts.task.num_outputs)
+    ):
+        return
+    given = describe(output if found is None else found)
+    raise ModelError(
+        f"{_name(parts)} gives {given}; expected {_shape(parts, count)}, as a tensor, as the first of a tuple or list, "
+        "under 'out' or 'logits', or as .logits"
+    )
