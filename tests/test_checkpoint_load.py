@@ -338,7 +338,8 @@ def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     network = make()
     head = network.head.weight.clone()
     _, notices = load(tmp_path, network, ignore=("head.*",))
-    assert notices == []
+    where = f"checkpoint {tmp_path / 'w.pt'}"
+    assert notices == [f"{where}: initial values are kept by ignore head.*: 2 tensors (15 parameters)"]
     assert torch.equal(network.head.weight, head)
 
 
@@ -379,10 +380,68 @@ def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert same(network, before)
 
 
-def test_patterns_that_match_nothing_are_said(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+def test_what_patterns_leave_out_is_counted_by_pattern(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
     torch.save(trained, tmp_path / "w.pt")
-    _, notices = load(tmp_path, ignore=("clasifier.*",))
-    assert notices == [f"checkpoint {tmp_path / 'w.pt'}: nothing matches ignore clasifier.*"]
+    network = make()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    # The first pattern that matches counts: of bn1 that leaves bias, running_mean, running_var and the counter.
+    _, notices = load(tmp_path, network, ignore=("*.weight", "bn1.*"))
+    assert notices == [
+        f"checkpoint {tmp_path / 'w.pt'}: initial values are kept by ignore *.weight: 4 tensors (140 parameters), "
+        "bn1.*: 4 tensors (4 parameters)"
+    ]
+    loaded = {"layer1.0.bias", "head.bias"}
+    assert same(network, {**before, **{name: trained[name] for name in loaded}})
+
+
+def test_patterns_for_names_of_the_file_alone_leave_nothing_out(
+    tmp_path: Path, trained: dict[str, torch.Tensor]
+) -> None:
+    torch.save({**trained, "fc.weight": torch.ones(2)}, tmp_path / "w.pt")
+    network, notices = load(tmp_path, ignore=("fc.*",))
+    assert notices == []
+    assert same(network, trained)
+
+
+@pytest.mark.parametrize(
+    ("ignore", "words"),
+    [
+        (("*",), r"nothing would be loaded: .* ignore \*: 10 tensors \(151 parameters\); leave the checkpoint out"),
+        (
+            ("head.*", "[!h]*"),
+            r"nothing would be loaded: .* head\.\*: 2 tensors \(15 parameters\), \[!h\]\*: 8 tensors",
+        ),
+        # What is left is a counter that the file does not have.
+        (
+            ("*s", "*t", "*_mean", "*_var"),
+            r"nothing would be loaded: .*\*s: 3 tensors \(11 parameters\), \*t: 4 tensors",
+        ),
+    ],
+)
+def test_patterns_that_leave_nothing_to_load(
+    tmp_path: Path, trained: dict[str, torch.Tensor], ignore: tuple[str, ...], words: str
+) -> None:
+    del trained["bn1.num_batches_tracked"]
+    torch.save(trained, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path, ignore=ignore)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("haed.*", r"ignore 'haed\.\*' matches no name in the file or the network; did you mean 'head\.\*'"),
+        ("layer.0.*", r"did you mean 'layer1\.0\.\*'"),
+        ("fc.wieght", r"did you mean 'fc\.weight'"),
+        ("xyz", r"; names begin with: conv1, bn1, layer1, head, fc$"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error_with_near_names(
+    tmp_path: Path, trained: dict[str, torch.Tensor], pattern: str, words: str
+) -> None:
+    torch.save({**trained, "fc.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path, ignore=("fc.*" if pattern == "xyz" else "bn1.*", pattern))
 
 
 def test_all_ignored_leaves_nothing(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:

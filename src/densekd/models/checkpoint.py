@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from densekd.errors import CheckpointError
 from densekd.models.checkpoint_errors import explain_misfit, explain_shapes
 from densekd.models.checkpoint_file import read_checkpoint, resolve_checkpoint
+from densekd.models.checkpoint_ignore import Ignored
 from densekd.models.checkpoint_keys import find_weights, flattened, strip_wrappers
 from densekd.models.options import say
 from densekd.models.specs import CheckpointSpec
@@ -26,7 +26,7 @@ def load_checkpoint(
 
     Prefixes of wrappers (`module.`, `model.`, `student.`, `_orig_mod.`) that every name in the file has are taken off;
     floating-point values are cast to the network's type. Both, and the entry of the file that was read, are told in
-    `notices` where they were not asked for.
+    `notices` where they were not asked for; so is how much of the network `ignore` leaves as it was.
 
     Args:
         network: takes the weights in place; untouched if anything does not fit.
@@ -35,7 +35,8 @@ def load_checkpoint(
         notices: lines for the user are added here; without it they are Python warnings.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or no weights file; names or shapes that do not fit.
+        CheckpointError: a file that is missing, damaged or no weights file; names or shapes that do not fit; an
+            `ignore` that matches nothing, or everything.
     """
     path = resolve_checkpoint(spec.path, Path(base_folder))
     where = f"checkpoint {path}"
@@ -43,20 +44,28 @@ def load_checkpoint(
     if entry is not None and spec.key is None:
         say(notices, f"{where}: weights taken from its entry {entry!r}")
     expected = network.state_dict()
-    ignored = _Ignored(spec.ignore)
+    ignored = Ignored(spec.ignore)
+    present = list(weights)
     weights = _renamed(weights, spec, set(expected), ignored, where, notices)
     needed = {name: value for name, value in expected.items() if not ignored(name)}
+    ignored.require_use(where, [*expected, *present])
+    kept = ignored.kept(network, expected)
     _check_tensors(weights, where)
     counters = _absent_counters(weights, needed)
     asked = [name for name in needed if name not in counters]
     if weights.keys() != set(asked):
         raise CheckpointError(explain_misfit(where, asked, list(weights)) + _converted(network))
+    if not weights:
+        raise CheckpointError(f"{where}: nothing would be loaded: {kept}; leave the checkpoint out, or ignore less")
     weights |= {name: torch.zeros_like(needed[name]) for name in counters}
     wrong = {n: (weights[n], needed[n]) for n in needed if weights[n].shape != needed[n].shape}
     if wrong:
         raise CheckpointError(explain_shapes(where, wrong))
     _check_kinds(weights, needed, where)
-    _tell(where, counters, ignored, notices)
+    if counters:
+        say(notices, f"{where}: has no {_COUNTER}; {len(counters)} counters of BatchNorm start at 0")
+    if kept:
+        say(notices, f"{where}: {kept}")
     with torch.no_grad():
         network.load_state_dict({**expected, **weights}, strict=True)
 
@@ -68,24 +77,11 @@ def _converted(network: nn.Module) -> str:
     return "; a folder of save_pretrained is loaded by naming it as the model: transformers:FOLDER"
 
 
-class _Ignored:
-    """Patterns of names to leave alone, and which of them matched."""
-
-    def __init__(self, patterns: tuple[str, ...]) -> None:
-        self.patterns = patterns
-        self.matched: set[str] = set()
-
-    def __call__(self, *names: str) -> bool:
-        matching = [p for p in self.patterns if any(fnmatchcase(name, p) for name in names)]
-        self.matched.update(matching)
-        return bool(matching)
-
-
 def _renamed(
     weights: dict[str, Any],
     spec: CheckpointSpec,
     expected: set[str],
-    ignored: _Ignored,
+    ignored: Ignored,
     where: str,
     notices: list[str] | None,
 ) -> dict[str, Any]:
@@ -136,11 +132,3 @@ def _check_kinds(weights: dict[str, torch.Tensor], needed: dict[str, torch.Tenso
                 f"{where}: {name} is {value.dtype}, the network's is {needed[name].dtype}; quantised weights must be "
                 f"brought back to floating point first"
             )
-
-
-def _tell(where: str, counters: list[str], ignored: _Ignored, notices: list[str] | None) -> None:
-    if counters:
-        say(notices, f"{where}: has no {_COUNTER}; {len(counters)} counters of BatchNorm start at 0")
-    idle = [pattern for pattern in ignored.patterns if pattern not in ignored.matched]
-    if idle:
-        say(notices, f"{where}: nothing matches ignore {', '.join(idle)}")
