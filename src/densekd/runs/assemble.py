@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
 from densekd.errors import ConfigError
 from densekd.evaluate import autocast
-from densekd.losses.catalog import METHODS, make_loss
+from densekd.losses.catalog import METHODS, loss_options, make_loss
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
 from densekd.runs.attempt import attempt
@@ -30,6 +31,7 @@ from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages, TeacherInput
 from densekd.training.batcher import Batcher
+from densekd.training.specs import TermSpec
 
 
 @dataclass
@@ -249,11 +251,17 @@ def teacher_input(recipe: Recipe) -> TeacherInput | None:
     return TeacherInput(mean=own_mean, std=own_std, student_mean=mean, student_std=std, size=spec.size)
 
 
+def _loss_options(term: TermSpec, ignore_index: int) -> dict[str, Any]:
+    """The term's options; a loss that reads labels is told what is void in this data set."""
+    known = {"ignore_index": ignore_index} if "ignore_index" in loss_options(term.method) else {}
+    return {**known, **term.options}
+
+
 def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
     """The distiller of the recipe's terms, dry-run on two training images. Adapters depend on the seed alone."""
     terms = [
         Term(
-            make_loss(spec.method, dict(spec.options)),
+            make_loss(spec.method, _loss_options(spec, parts.data.ignore_index)),
             student=spec.student,
             teacher=spec.teacher,
             weight=spec.weight,
@@ -268,7 +276,7 @@ def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
         terms,
         parts.example(2),
         teacher_input=teacher_input(parts.recipe),
-        num_classes=parts.task.num_outputs,
+        num_classes=len(parts.data.classes),  # of the labels: a binary task has one output and two classes
     )
     parts.notices.extend(distiller.notices)
     return distiller
