@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from densekd.adapters import nearest_resize
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
-from densekd.distiller.plan import TermPlan
+from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
 from densekd.distiller.sides import chosen
 from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, TapError, nearest
+from densekd.losses import Adversary
 from densekd.taps import TapReader, main_output
 from densekd.teacher import Batch, ClassMap, TeacherImages, TeacherInput, TeacherSource
 
@@ -129,6 +130,16 @@ class Distiller(nn.Module):
     def plans(self) -> tuple[TermPlan, ...]:
         """What the dry run found for each term."""
         return tuple(self._plans)
+
+    @property
+    def adversaries(self) -> dict[str, Adversary]:
+        """By term: the networks that play against the student, which the training loop has to train; mostly none.
+
+        They are no part of `parameters()` and `state_dict()`.
+        """
+        modules = {plan.name: cast(TermModules, self.adapters[plan.key]) for plan in self._plans}
+        found = {name: module.loss.adversary() for name, module in modules.items()}
+        return {name: adversary for name, adversary in found.items() if adversary is not None}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -206,9 +206,11 @@ class Execution:
     def _record(self, student: Measured, teacher: Measured | None, objective: Objective) -> RunRecord:
         recipe, before = self.recipe, self.before
         extra = objective.extra_state()
+        adversaries = [adversary.network for adversary in objective.adversaries().values()]
+        trained = [*([] if extra is None else [extra]), *adversaries]
         cost = {
             "device": self._device_name(),
-            "extra_parameters": 0 if extra is None else sum(p.numel() for p in extra.parameters()),
+            "extra_parameters": sum(p.numel() for module in trained for p in module.parameters()),
         }
         if before is not None:
             self.warnings = list(dict.fromkeys([*before.warnings, *self.warnings]))

@@ -34,8 +34,8 @@ class Forecast:
     """Measured and estimated cost of a whole run.
 
     Attributes:
-        step_seconds: forward, losses and backward of one micro-batch: median of up to 3 after one warm-up (fewer
-            where they take longer than 6 seconds). The optimiser's own update is not in it.
+        step_seconds: forward, losses and backward of one micro-batch, of adversaries too: median of up to 3 after one
+            warm-up (fewer where they take longer than 6 seconds). The optimisers' own updates are not in it.
         teacher_seconds: the teacher's part of it.
         data_seconds: loading and augmenting one micro-batch in one process.
         evaluation_seconds: one evaluation of the whole validation set by the student.
@@ -102,29 +102,38 @@ def forecast(
 def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -> tuple[float, float, int]:
     """Seconds of a step, seconds of the teacher in it, peak memory in bytes."""
     objective = Distilled(distiller, parts.task)
+    adversaries = objective.adversaries()
+    trained = nn.ModuleList([distiller, *_players(distiller)])
     image = batch["image"].to(parts.device).contiguous(memory_format=parts.layout)
     label = batch["label"].to(parts.device)
     mask = padding_mask(batch["valid"])
     valid = None if mask is None else mask.to(parts.device)
 
     def step() -> None:
-        for parameter in distiller.parameters():
+        for parameter in trained.parameters():
             parameter.grad = None
         with autocast(parts.device, parts.recipe.runtime.precision):
             total, _ = objective(image, label, valid)
         total.backward()
+        for name in objective.at_play():
+            torch.autograd.backward(adversaries[name].loss())
 
     def teach() -> None:
         with autocast(parts.device, parts.recipe.runtime.precision):
             distiller.source.maps(Batch((_for_teacher(distiller, image),), {}))
 
     reset_peak(parts.device)
-    with preserved(distiller, distiller.teacher), gradients_kept(distiller):
+    with preserved(trained, distiller.teacher), gradients_kept(trained):
         objective.train()
         seconds = _median_seconds(step, parts.device)
         peak = peak_bytes(parts.device) or 0
         teacher = _median_seconds(teach, parts.device)
     return seconds, min(teacher, seconds), peak
+
+
+def _players(distiller: Distiller) -> list[nn.Module]:
+    """The networks that play against the student."""
+    return [adversary.network for adversary in distiller.adversaries.values()]
 
 
 def _for_teacher(distiller: Distiller, image: Tensor) -> Tensor:
@@ -189,13 +198,16 @@ def _optimizer_bytes(distiller: Distiller, recipe: Recipe) -> int:
     spec = recipe.train.optimizer
     copies = 2 if spec.name == "adamw" else int(spec.momentum > 0)
     trained = (parameter for parameter in distiller.parameters() if parameter.requires_grad)
-    return copies * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    adversaries = (parameter for network in _players(distiller) for parameter in network.parameters())
+    own, others = (sum(p.numel() * p.element_size() for p in group) for group in (trained, adversaries))
+    return copies * own + 2 * others  # an adversary has an Adam
 
 
 def _disk_bytes(distiller: Distiller, recipe: Recipe, optimizer_bytes: int) -> int:
     student, adapters = _bytes(distiller.student), _bytes(distiller.adapters)
+    adversaries = sum(_bytes(network) for network in _players(distiller))
     average = student if recipe.train.ema_decay is not None else 0
-    return _CHECKPOINTS * (student + adapters + optimizer_bytes + average) + 2 * student
+    return _CHECKPOINTS * (student + adapters + adversaries + optimizer_bytes + average) + 2 * student
 
 
 def _existing(folder: Path) -> Path:

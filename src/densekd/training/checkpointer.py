@@ -12,6 +12,7 @@ from torch import nn
 
 from densekd import files
 from densekd.errors import CheckpointError
+from densekd.training.adversaries import Adversaries
 from densekd.training.stepper import Stepper
 
 _STATE = "state.json"
@@ -36,7 +37,7 @@ class Found(NamedTuple):
     damage: list[str]
 
 
-def _optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_files(optimizer: torch.optim.Optimizer, name: str) -> dict[str, bytes]:
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -46,18 +47,23 @@ def _optimizer_files(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.
                 tensors[f"{index}.{key}"] = value
             else:
                 plain.setdefault(str(index), {})[key] = value
-    return tensors, {"param_groups": state["param_groups"], "plain": plain}
+    meta = {"param_groups": state["param_groups"], "plain": plain}
+    return {f"{name}.safetensors": files.tensor_bytes(tensors), f"{name}.json": json.dumps(meta).encode()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path, name: str) -> None:
+    tensors, meta = files.read_tensors(path / f"{name}.safetensors"), files.read_json(path / f"{name}.json")
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
+    for entry, tensor in tensors.items():
+        index, key = entry.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     for index, entries in meta["plain"].items():
         state.setdefault(int(index), {}).update(entries)
     groups = [{**group, **{k: tuple(v) for k, v in group.items() if k == "betas"}} for group in meta["param_groups"]]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise CheckpointError(f"{path / name}.json: does not fit the networks of this recipe: {error}") from None
     # The file is contiguous; torch made these tensors in the layout of their parameter, and a sum may round
     # differently in another one.
     for parameter, entries in optimizer.state.items():
@@ -67,7 +73,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
 
 
 class Checkpointer:
-    """Saves and restores all that a resume needs: student, adapters, optimiser, moving average, position."""
+    """Saves and restores all a resume needs: student, adapters, optimiser, adversaries, moving average, position."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder / "checkpoints"
@@ -80,17 +86,16 @@ class Checkpointer:
         """Write the checkpoint of `position.taken` steps, point `latest` at it, and drop older ones."""
         objective = stepper.plain
         extra = objective.extra_state()
-        tensors, meta = _optimizer_files(_plain_optimizer(stepper.optimizer))
         content = {
             "student.safetensors": files.tensor_bytes(objective.student.state_dict()),
-            "optimizer.safetensors": files.tensor_bytes(tensors),
-            "optimizer.json": json.dumps(meta).encode(),
+            **_optimizer_files(_plain_optimizer(stepper.optimizer), "optimizer"),
             _STATE: json.dumps({"schema": 1, **vars(position)}, allow_nan=False).encode(),
         }
         if extra is not None:
             content["adapters.safetensors"] = files.tensor_bytes(extra.state_dict())
         if stepper.average is not None:
             content["average.safetensors"] = files.tensor_bytes(stepper.average.state_dict())
+        content |= _adversary_files(stepper.adversaries)
         scaler = stepper.accelerator.scaler
         if scaler is not None:
             content["scaler.json"] = json.dumps(scaler.state_dict()).encode()
@@ -147,7 +152,7 @@ class Checkpointer:
         return None
 
     def load(self, path: Path, stepper: Stepper) -> Position:
-        """Bring student, adapters, optimiser and moving average to the state saved at `path`."""
+        """Bring student, adapters, optimiser, adversaries and moving average to the state saved at `path`."""
         objective = stepper.plain
         _load(objective.student, path / "student.safetensors")
         extra = objective.extra_state()
@@ -155,20 +160,29 @@ class Checkpointer:
             _load(extra, path / "adapters.safetensors")
         if stepper.average is not None:
             _load(stepper.average, path / "average.safetensors")
-        tensors = files.read_tensors(path / "optimizer.safetensors")
-        meta = files.read_json(path / "optimizer.json")
-        try:
-            _load_optimizer(_plain_optimizer(stepper.optimizer), tensors, meta)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path / 'optimizer.json'}: does not fit the networks of this recipe: {error}"
-            ) from None
+        _load_optimizer(_plain_optimizer(stepper.optimizer), path, "optimizer")
+        for name, place in _places(stepper.adversaries).items():
+            _load(stepper.adversaries.found[name].network, path / f"{place}.safetensors")
+            _load_optimizer(stepper.adversaries.optimizers[name], path, f"{place}-optimizer")
         scaler = stepper.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(files.read_json(path / "scaler.json"))
         state = files.read_json(path / _STATE)
         state.pop("schema")
         return Position(**state)
+
+
+def _places(adversaries: Adversaries) -> dict[str, str]:
+    """Names of files by term: a term's own name may hold what a file's must not."""
+    return {name: f"adversary-{number}" for number, name in enumerate(adversaries.found)}
+
+
+def _adversary_files(adversaries: Adversaries) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for name, place in _places(adversaries).items():
+        content[f"{place}.safetensors"] = files.tensor_bytes(adversaries.found[name].network.state_dict())
+        content |= _optimizer_files(adversaries.optimizers[name], f"{place}-optimizer")
+    return content
 
 
 def _plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from densekd.distiller import Distiller
 from densekd.errors import ArgumentError
+from densekd.losses import Adversary
+from densekd.training.adversaries import column
 
 
 class TaskLoss(Protocol):
@@ -36,6 +38,14 @@ class Objective(nn.Module):
     def set_weights(self, weights: dict[str, float]) -> None:
         """Set the weights of the distillation terms for the coming step."""
 
+    def adversaries(self) -> dict[str, Adversary]:
+        """By term: the networks that play against the student."""
+        return {}
+
+    def at_play(self) -> list[str]:
+        """The terms whose adversaries a step trains: those at a weight above 0."""
+        return []
+
 
 class Alone(Objective):
     """The student alone: `total = task loss`."""
@@ -53,7 +63,8 @@ class Distilled(Objective):
     """The student with its teacher: `total = task loss + sum of weighted terms`.
 
     Raises:
-        ArgumentError: a term has the name of a part of the task's loss: one of the two would be lost from the log.
+        ArgumentError: a term has the name of a part of the task's loss, or of another term's adversary: one of the two
+            would be lost from the log.
     """
 
     def __init__(self, distiller: Distiller, task: TaskLoss) -> None:
@@ -63,6 +74,12 @@ class Distilled(Objective):
             raise ArgumentError(
                 f"a term cannot be called {twice[0]!r}: it is a part of the task's loss (its parts: "
                 f"{', '.join(task.parts)}); give the term another name"
+            )
+        played = {column(name) for name in distiller.adversaries}.intersection(plan.name for plan in distiller.plans)
+        if played:
+            raise ArgumentError(
+                f"a term cannot be called {min(played)!r}: so is the loss of another term's adversary in the log; give "
+                "the term another name"
             )
         self.distiller = distiller
         self._task = task
@@ -81,6 +98,12 @@ class Distilled(Objective):
 
     def set_weights(self, weights: dict[str, float]) -> None:
         self.distiller.set_weights(weights)
+
+    def adversaries(self) -> dict[str, Adversary]:
+        return self.distiller.adversaries
+
+    def at_play(self) -> list[str]:
+        return [name for name in self.distiller.adversaries if self.distiller.weights[name] > 0]
 
 
 def padding_mask(valid: Tensor) -> Tensor | None:

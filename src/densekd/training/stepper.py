@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from densekd.data.keyed import keyed_seed
 from densekd.errors import NonFiniteError
 from densekd.failures import told
+from densekd.training.adversaries import Adversaries
 from densekd.training.objective import Objective, padding_mask
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.schedules import learning_rate_factor, term_weight
@@ -24,7 +25,7 @@ from densekd.training.specs import TermSpec, TrainSpec
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Losses are means over its micro-batches; times in seconds."""
+    """What one step did. Losses are means over its micro-batches (an adversary's: of the last); times in seconds."""
 
     loss: float
     parts: Mapping[str, float]
@@ -36,7 +37,7 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps on a prepared objective; holds the optimiser and the moving average, and nothing of the run.
+    """Takes steps on a prepared objective; holds optimisers, adversaries and moving average, and nothing of the run.
 
     Args:
         accelerator: device, precision and distribution.
@@ -65,6 +66,7 @@ class Stepper:
         self.spec, self.terms, self.steps, self.seed = spec, list(terms), steps, seed
         self.channels_last = channels_last
         self.plain: Objective = accelerator.unwrap_model(objective)
+        self.adversaries = Adversaries(accelerator, self.plain.adversaries())
         self.average: AveragedModel | None = None
         if spec.ema_decay is not None:
             update = get_ema_multi_avg_fn(spec.ema_decay)  # type: ignore[no-untyped-call]
@@ -89,7 +91,8 @@ class Stepper:
     def _step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         begin, waited = time.perf_counter(), 0.0
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
-        rate = set_learning_rate(self.optimizer, learning_rate_factor(self.spec.schedule, number, self.steps))
+        factor = learning_rate_factor(self.spec.schedule, number, self.steps)
+        rate = set_learning_rate(self.optimizer, factor)
         self.plain.set_weights({name: term_weight(spec, number, self.steps) for name, spec in self.terms})
         self.objective.train()
         count = self.spec.accumulate
@@ -101,14 +104,16 @@ class Stepper:
             with self.accelerator.no_sync(self.objective) if micro < count - 1 else nullcontext():
                 collected.append(self._forward_backward(batch, number, count))
         norm = self._clip(number)
+        played = self._adversaries_backward(number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.adversaries.update(factor)
         skipped = bool(self.accelerator.optimizer_step_was_skipped)
         if self.average is not None and not skipped:
             self.average.update_parameters(self.plain.student)
         means = {name: sum(float(part[name]) for part in collected) / count for name in collected[0]}
         total = means.pop("")
-        return StepResult(total, means, norm, rate, time.perf_counter() - begin, waited, skipped)
+        return StepResult(total, {**means, **played}, norm, rate, time.perf_counter() - begin, waited, skipped)
 
     def _forward_backward(self, batch: Mapping[str, Any], number: int, count: int) -> dict[str, Tensor]:
         image = batch["image"].to(self.accelerator.device, non_blocking=True)
@@ -122,6 +127,12 @@ class Stepper:
         _require_finite(values, number)
         self.accelerator.backward(total / count)
         return values
+
+    def _adversaries_backward(self, number: int) -> dict[str, float]:
+        try:
+            return self.adversaries.backward(self.plain.at_play())
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {number + 1}: not finite: {error}; {_KEPT}") from None
 
     def _clip(self, number: int) -> float | None:
         """Clip the gradient; its L2 norm before that. None where a loss scaler hides it and nobody needs it.
