@@ -78,7 +78,7 @@ def raised(error: BaseException) -> BaseException:
         ("raises", "net.py:18", "KeyError: 'aux'"),
         ("torch", "net.py:20", "RuntimeError: Given groups=1, weight of size"),
         ("helper", "helper.py:2", "AttributeError: 'Tensor' object has no attribute 'no_such_thing'"),
-        ("exits", "net.py:24", "SystemExit: 0"),
+        ("exits", "net.py:24", r"the program is ended there, SystemExit\(0\)"),
     ],
 )
 def test_own_code_is_named_by_file_and_line(own: Callable[[str], nn.Module], how: str, line: str, words: str) -> None:

@@ -163,4 +163,7 @@ def _single_value(error: BaseException) -> DensekdError | None:
 
 def _own_code(error: BaseException) -> DensekdError | None:
     place = own_place(error)
-    return None if place is None else ModelError(f"{place}: {_words(error)} (in your own code)")
+    if place is None:
+        return None
+    words = f"the program is ended there, {error!r}" if isinstance(error, SystemExit) else _words(error)
+    return ModelError(f"{place}: {words} (in your own code)")

@@ -116,7 +116,7 @@ def _located(path: Path, doing: str) -> Iterator[None]:
         if place is None:
             raise
         raise ModelError(
-            f"{place}: the program is ended there, SystemExit({stop.code!r}) (while {doing}); a file that is imported "
+            f"{place}: the program is ended there, {stop!r} (while {doing}); a file that is imported "
             'runs what stands outside of `if __name__ == "__main__":`'
         ) from stop
     except Exception as error:
