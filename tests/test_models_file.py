@@ -121,7 +121,10 @@ def test_mistakes_are_named(folder: Path, function: str, options: dict[str, Any]
         ("import torch\n\n1 / 0\n", r"net\.py:3: ZeroDivisionError.*while executing the file"),
         ("def build(\n", r"net\.py:1: '\(' was never closed"),
         ("import no_such_package\n", r"net\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("import sys\nsys.exit()\n", r"net\.py:2: the program is ended there, SystemExit\(\) \(while executing the file"),
+        (
+            "import sys\nsys.exit()\n",
+            r"net\.py:2: the program is ended there, SystemExit\(\) \(while executing the file",
+        ),
         (
             "def build(num_classes):\n    import argparse\n    argparse.ArgumentParser().parse_args(['--nonsense'])",
             r"net\.py:3: the program is ended there, SystemExit\(2\) \(while calling build\).*__main__",
