@@ -55,7 +55,7 @@ class Adversaries:
     def _backward(self, name: str) -> float:
         value = self.found[name].loss()
         if not bool(torch.isfinite(value)):
-            raise NonFiniteError(f"{column(name)} = {float(value)}")
+            raise NonFiniteError(f"{column(name)} = {float(value.detach())}")
         value.backward()  # type: ignore[no-untyped-call]
         gradients = self._averaged(self.found[name].network)
         if not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
