@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,16 @@ from densekd.data.transforms import TrainTransform
 from densekd.data.unlabelled import Joined, unlabelled_per_batch
 from densekd.data.views import TrainView
 from densekd.errors import ConfigError, DataError
+from densekd.runs import Run, distill, train
+from densekd.runs.assemble import assemble
+from densekd.runs.execute import Quiet
+from densekd.runs.length import total_steps
+from densekd.runs.score import score_run
+from densekd.tasks.segmentation import SegmentationTask
+from densekd.tasks.specs import SegmentationSpec
 from densekd.training.batcher import Batcher
-from runkit import COLORS, NAMES, make_place, recipe
+from densekd.training.signals import Interrupted
+from runkit import COLORS, NAMES, distillation, log_without_times, make_place, recipe
 
 
 def pictures(folder: Path, names: list[str], size: tuple[int, int] = (16, 24), seed: int = 1) -> Path:
@@ -279,3 +289,146 @@ class TestBatches:
 
     def test_epochs_count_labelled_images(self) -> None:
         assert Batcher(Keys(), 5, 4, seed=2, unlabelled=7, unlabelled_per_batch=3).epochs(10) == 8.0
+
+
+class Told(Quiet):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.readiness: Any = None
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
+
+    def ready(self, readiness: Any) -> None:
+        self.readiness = readiness
+
+
+class StopAt(Quiet):
+    """Asks this process to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, taken: int, steps: int, result: Any) -> None:
+        if taken == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A distillation of 6 steps over 5 labelled and 7 unlabelled images, 3 and 2 in a batch."""
+    root = make_place(tmp_path_factory.mktemp("runs") / "data", train=5, val=2)
+    pictures(root.parent / "more", [f"{n}.png" for n in range(7)])
+    teacher = recipe(root, student={"model": f"{root}/nets.py:teacher"})
+    train(teacher, out=root / "teacher", train__steps=10, train__evaluate_every=None)
+    asked = distillation(root, root / "teacher")
+    asked["data"]["unlabelled"] = {"root": str(root.parent / "more"), "ratio": 0.4}
+    return asked
+
+
+@pytest.fixture(scope="module")
+def whole(mixed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Told]:
+    told = Told()
+    return distill(mixed, out=tmp_path_factory.mktemp("whole") / "run", progress=told), told
+
+
+class TestRuns:
+    def test_the_counts_are_shown_and_kept(self, whole: tuple[Run, Told]) -> None:
+        run, told = whole
+        shown = "5 labelled and 7 unlabelled, 3 and 2 in a batch (40% unlabelled)"
+        row = told.readiness.rows()[0]
+        assert (row["what"], row["value"]) == ("training images", shown)
+        assert run.record.preflight["images"] == shown
+        assert run.record.epochs == 3.6  # 6 steps of 3 labelled images over 5
+        assert any("unlabelled 7 images" in line for line in told.lines)
+
+    def test_epochs_of_a_recipe_count_labelled_images(self, mixed: dict[str, Any]) -> None:
+        loaded = load_recipe(mixed, {"train.steps": None, "train.epochs": 6})
+        assert total_steps(loaded, 5) == 10
+
+    def test_resumed_is_equal_bit_for_bit_with_any_number_of_workers(
+        self, mixed: dict[str, Any], whole: tuple[Run, Told], tmp_path: Path
+    ) -> None:
+        asked = {**mixed, "runtime": {**mixed["runtime"], "workers": 2}}
+        with pytest.raises(Interrupted):
+            distill(asked, out=tmp_path / "run", progress=StopAt(3))
+        run = distill(asked, out=tmp_path / "run", resume=True)
+        assert log_without_times(run.path) == log_without_times(whole[0].path)
+        bytes_of = [one.path / "student.safetensors" for one in (run, whole[0])]
+        assert bytes_of[0].read_bytes() == bytes_of[1].read_bytes()
+
+    def test_they_change_the_terms_and_not_the_first_task_loss(
+        self, mixed: dict[str, Any], whole: tuple[Run, Told], tmp_path: Path
+    ) -> None:
+        """Without layers that mix images, the task's loss of the first step is that of the labelled ones alone."""
+        nets = f"{mixed['data']['root']}/nets.py:no_norm"
+        first = []
+        for name, unlabelled in (("with", mixed["data"]["unlabelled"]), ("without", None)):
+            asked = {**mixed, "student": {"model": nets}, "data": {**mixed["data"], "unlabelled": unlabelled}}
+            asked["terms"] = [{"method": "channelwise", "student": "output", "teacher": "output"}]
+            run = distill(asked, out=tmp_path / name, train__steps=1, train__evaluate_every=None)
+            header, row = log_without_times(run.path)
+            first.append(dict(zip(header.split(","), map(float, row.split(",")), strict=True)))
+        assert first[0]["cross_entropy"] == pytest.approx(first[1]["cross_entropy"], rel=1e-6)
+        assert first[0]["channelwise:output"] != pytest.approx(first[1]["channelwise:output"], rel=1e-4)
+
+    def test_a_training_without_teacher_leaves_them_aside_and_says_so(
+        self, mixed: dict[str, Any], tmp_path: Path
+    ) -> None:
+        asked = {**mixed, "data": {**mixed["data"], "unlabelled": {"root": str(tmp_path / "nowhere")}}}
+        told = Told()
+        run = train(asked, out=tmp_path / "run", progress=told)
+        said = "data.unlabelled is not used: without a teacher, images without labels teach nothing"
+        assert said in told.lines
+        assert said in run.record.warnings
+        plain = train({**mixed, "data": {**mixed["data"], "unlabelled": None}}, out=tmp_path / "plain")
+        assert log_without_times(plain.path) == log_without_times(run.path)
+        assert score_run(run).miou == run.record.best.miou
+
+    def test_a_share_that_no_batch_has_is_told(self, mixed: dict[str, Any]) -> None:
+        def notices(ratio: float) -> list[str]:
+            return assemble(load_recipe(mixed, {"data.unlabelled.ratio": ratio})).notices
+
+        assert "data.unlabelled.ratio: 0.55 was asked for; 4 beside 3 labelled images is 0.571" in notices(0.55)
+        assert not any("was asked for" in line for line in notices(0.5))
+        with pytest.raises(ConfigError, match="less than half an image"):
+            notices(0.1)
+
+
+LOSSES = [
+    {"cross_entropy": 1.0},
+    {"cross_entropy": 1.0, "label_smoothing": 0.1, "class_weights": [1.0, 2.0, 0.0]},
+    {"cross_entropy": 0.5, "dice": 0.5},
+    {"cross_entropy": 1.0, "ohem": {"threshold": 0.7, "min_kept": 10}},
+    {"cross_entropy": 1.0, "ohem": {"keep_fraction": 0.3}, "class_weights": [1.0, 2.0, 3.0]},
+    {"cross_entropy": 0.0, "dice": 1.0},
+]
+
+
+@pytest.mark.parametrize("spec", LOSSES)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_batch_without_any_label_gives_a_zero_that_back_propagates(spec: dict[str, Any], scale: float) -> None:
+    task = SegmentationTask(SegmentationSpec(**spec), 3, 255, NAMES)
+    weight = torch.randn(3, 3, 1, 1).requires_grad_()
+    logits = torch.nn.functional.conv2d(scale * torch.randn(2, 3, 8, 10), weight)
+    total, parts = task.loss(logits, torch.full((2, 8, 10), 255))
+    assert float(total.detach()) == 0
+    assert all(float(part) == 0 for part in parts.values())
+    total.backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("spec", LOSSES)
+def test_unlabelled_images_leave_the_task_loss_as_it_is(spec: dict[str, Any]) -> None:
+    task = SegmentationTask(SegmentationSpec(**spec), 3, 255, NAMES)
+    logits, labels = torch.randn(5, 3, 8, 10, dtype=torch.float64), torch.randint(0, 3, (5, 8, 10))
+    labels[2:] = 255
+    alone, _ = task.loss(logits[:2], labels[:2])
+    logits.requires_grad_()
+    mixed, _ = task.loss(logits, labels)
+    torch.testing.assert_close(mixed.detach(), alone, rtol=1e-12, atol=0)
+    mixed.backward()
+    assert not logits.grad[2:].any()
+    assert logits.grad[:2].any()

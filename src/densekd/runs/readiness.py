@@ -38,6 +38,7 @@ class Readiness:
         notices: worth knowing, and not said before.
         seconds: time the checks took.
         unscored: why a teacher that should be examined was not; else empty.
+        images: how many there are to train on, with and without labels, and in a batch.
     """
 
     report: Report
@@ -48,6 +49,7 @@ class Readiness:
     notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
     unscored: str = ""
+    images: str = ""
 
     @property
     def teacher_miou(self) -> float | None:
@@ -64,6 +66,7 @@ class Readiness:
         return list(self._rows())
 
     def _rows(self) -> Iterator[dict[str, str]]:
+        yield _row("training images", self.images, "-")
         for term in self.report.terms:
             verdict = "ok" if term.ok else "problem"
             if term.ratio is None:
@@ -109,6 +112,7 @@ class Readiness:
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for `record.json`."""
         return {
+            "images": self.images,
             "problems": list(self.problems),
             "notices": list(self.notices),
             "terms": self.report.as_dict(),
@@ -181,7 +185,8 @@ def check_readiness(
     notices = [notice for notice in report.notices if notice not in distiller.notices]
     notices += [] if exam is None else exam.notices
     notices += [f"pre-flight: {unscored}"] if unscored else []
-    return Readiness(report, exam, cost, steps, problems, notices, time.perf_counter() - begin, unscored)
+    seconds = time.perf_counter() - begin
+    return Readiness(report, exam, cost, steps, problems, notices, seconds, unscored, parts.counts())
 
 
 def _gives_features(parts: Parts, distiller: Distiller, teacher: nn.Module, image: Tensor) -> str:
