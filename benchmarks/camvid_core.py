@@ -13,12 +13,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from densekd.cli.board import Board
 from densekd.cli.show import Watch, table
 from densekd.config import load_recipe
 from densekd.files import write_json
 from densekd.records import dump
 from densekd.runs import Run, train
-from densekd.study import ALONE, Method, run_study, study_record, study_rows, write_study
+from densekd.study import prepare, size_rows
 
 RESULT = Path(__file__).parent / "results" / "camvid-core.json"
 
@@ -31,8 +32,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid-core"))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--runs-only", action="store_true", help="train, but write no record (to share seeds out)")
     return parser.parse_args()
 
 
@@ -40,32 +41,31 @@ def main() -> None:
     """Train what is missing, write the record, print the table."""
     given = _arguments()
     shared: dict[str, Any] = {"data.root": str(given.data), "runtime.threads": given.threads}
-    watch = Watch()
-    if (given.teacher / "record.json").is_file() and Run.load(given.teacher).record.status == "done":
-        teacher = Run.load(given.teacher)
-    else:
+    if not ((given.teacher / "record.json").is_file() and Run.load(given.teacher).record.status == "done"):
         encoder = {"path": str(given.weights / "mobilenet_v2_torchvision.safetensors"), "ignore": ["classifier.*"]}
         changes = {**shared, "student.encoder_checkpoint": encoder}
-        teacher = train("camvid-teacher", out=given.teacher, progress=watch, **changes)
+        with Watch() as watch:
+            train("camvid-teacher", out=given.teacher, progress=watch, **changes)
     encoder = {"path": str(given.weights / "mobilenet_v1_025_timm.safetensors"), "ignore": ["classifier.*"]}
     recipe = load_recipe(
         "camvid", {**shared, "student.encoder_checkpoint": encoder, "teacher.checkpoint": str(given.teacher)}
     )
-
-    def named(name: str) -> Watch:
-        watch.begin(name)
-        return watch
-
-    methods = [ALONE, Method("channelwise", where="logits")]
-    runs = run_study(recipe, methods, given.seeds, given.runs, watch=named)
-    if given.runs_only:
-        return
+    with Board() as board:
+        comparison = prepare(
+            recipe,
+            methods=["none", "channelwise"],
+            seeds=given.seeds,
+            jobs=given.jobs,
+            out=given.runs,
+            progress=board,
+        )
+        study = comparison.go("python benchmarks/camvid_core.py --data DATA --weights WEIGHTS")
+    study.raise_if_failed()
+    # Where the images lie on this machine is nobody's business, and the colours are the recipe's.
     data = recipe.data.model_dump(mode="json", exclude={"root", "palette"})
-    command = "python benchmarks/camvid_core.py --data DATA --weights WEIGHTS"
-    record = study_record("camvid-core", runs, data=data, teacher=teacher.record, command=command)
-    write_study(given.runs, record)
+    record = study.record.model_copy(update={"name": "camvid-core", "data": data})
     write_json(given.result, dump(record))
-    table(study_rows(record), title="CamVid, val, mIoU in percent, final weights")
+    table(size_rows(record), title="CamVid, val, mIoU in percent, final weights")
 
 
 if __name__ == "__main__":

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from densekd.cli.compare import board, parse_seeds
 from densekd.cli.guard import complain, guarded
-from densekd.cli.show import Watch, table
+from densekd.cli.show import table
 from densekd.cli.training import Json, Overrides, QuietFlag, dotted
-
-
-def _seeds(text: str) -> list[int]:
-    from densekd.errors import ConfigError
-
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds {text!r}: expected numbers with commas between, for instance 0,1,2") from None
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds {text!r}: expected different numbers, none below 0")
-    return seeds
 
 
 @guarded
@@ -37,29 +28,21 @@ def demo(
     """Draw street scenes, train a teacher, a student alone and the same student distilled; show all three."""
     from densekd.demo import run_demo
     from densekd.records import dump
-    from densekd.runs.execute import Quiet
-    from densekd.study import class_rows, study_rows
+    from densekd.study import class_rows, size_rows
 
-    chosen = _seeds(seeds)
+    chosen = parse_seeds(seeds)
     begin = time.monotonic()
-    with Watch() as watch:
-
-        def named(name: str) -> Any:
-            if quiet:
-                return Quiet()
-            watch.begin(name)
-            return watch
-
-        result = run_demo(out, seeds=chosen, force=force, overrides=dotted(overrides), watch=named)
+    with board(quiet) as watch:
+        result = run_demo(out, seeds=chosen, force=force, overrides=dotted(overrides), progress=watch)
+    record = result.study.record
     if as_json:
-        import json
-
-        typer.echo(json.dumps(dump(result.record), indent=2))
+        sys.stdout.write(json.dumps(dump(record), indent=2) + "\n")
         return
     table(
-        study_rows(result.record),
-        title=f"demo: drawn street scenes, mIoU in percent on {result.record.data['val_count']} unseen scenes",
+        size_rows(record),
+        title=f"demo: drawn street scenes, mIoU in percent on {record.data['val_count']} unseen scenes",
     )
-    table(class_rows(result.record), title="IoU per class, percent")
+    table(class_rows(record), title="IoU per class, percent")
     if not quiet:
-        complain(f"figure: {result.figure}\nstudy: {result.study}\n{time.monotonic() - begin:.0f} s in all")
+        complain(f"figure: {result.figure}\nstudy: {result.study.path / 'study.json'}")
+        complain(f"{time.monotonic() - begin:.0f} s in all")

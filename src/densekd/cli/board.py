@@ -1,0 +1,135 @@
+"""Progress of a study on stderr: every run that is at work in one place."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from densekd.cli.guard import complain
+from densekd.runs.progress import Quiet
+from densekd.study.progress import Silent
+
+if TYPE_CHECKING:
+    from densekd.records import Scores
+    from densekd.training.stepper import StepResult
+
+_PLAIN_SECONDS = 10.0
+
+
+class Board(Silent):
+    """A bar for the study and one for each run at work; where stderr is no terminal, plain lines.
+
+    A line that several runs say is shown once, under the name of the first.
+    """
+
+    def __init__(self) -> None:
+        self._bars: Progress | None = None
+        self._whole: TaskID | None = None
+        self._rows: dict[str, _Row] = {}
+        self._told: set[str] = set()
+        if sys.stderr.isatty():
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def run(self, name: str) -> Quiet:
+        self._drop(name)
+        self._rows[name] = _Row(self, name, self._bars)
+        return self._rows[name]
+
+    def ended(self, name: str, words: str) -> None:
+        self._drop(name)
+        self.said(f"{name}: {words}")
+
+    def counted(self, done: int, total: int) -> None:
+        if self._bars is None:
+            complain(f"runs\t{done}/{total}")
+            return
+        if self._whole is None:
+            for name in list(self._rows):
+                self._drop(name)  # the checks before the runs
+            self._whole = self._bars.add_task("runs", total=total, note="")
+        self._bars.update(self._whole, completed=done)
+
+    def said(self, line: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False)
+        else:
+            complain(line)
+
+    def said_by(self, name: str, line: str) -> None:
+        """A line of one run's: shown if no other run has said the same."""
+        if line not in self._told:
+            self._told.add(line)
+            self.said(f"{name}: {line}")
+
+    def _drop(self, name: str) -> None:
+        row = self._rows.pop(name, None)
+        if row is not None:
+            row.drop()
+
+
+class _Row(Quiet):
+    """One run's part of the board."""
+
+    def __init__(self, board: Board, name: str, bars: Progress | None) -> None:
+        self._board, self._name, self._bars = board, name, bars
+        self._task: TaskID | None = None
+        self._what, self._miou, self._last = "", "", time.monotonic()
+
+    def drop(self) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+    def _count(self, what: str, done: int, total: int, note: str = "") -> None:
+        if self._bars is None:
+            if time.monotonic() - self._last > _PLAIN_SECONDS:
+                self._last = time.monotonic()
+                complain("\t".join(filter(None, (self._name, what, f"{done}/{total}", note))))
+            return
+        if what != self._what:  # a bar of its own, so that the time left is of this work alone
+            self.drop()
+            self._what = what
+        if self._task is None:
+            self._task = self._bars.add_task(f"{self._name}: {what}", total=total, note="")
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+    def checking(self, done: int, total: int) -> None:
+        self._count("checking files", done, total)
+
+    def examining(self, done: int, images: int) -> None:
+        self._count("examining the teacher", done, images)
+
+    def evaluating(self, done: int, images: int) -> None:
+        self._count("evaluating", done, images)
+
+    def step(self, taken: int, steps: int, result: StepResult) -> None:
+        self._count("training", taken, steps, f"loss {result.loss:.3f}{self._miou}")
+
+    def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
+        self._miou = f"  mIoU {100 * scores.miou:.1f}"
+        if self._bars is None:
+            complain(f"{self._name}: step {taken}: mIoU {100 * scores.miou:.2f}{' (best so far)' if best else ''}")
+
+    def said(self, line: str) -> None:
+        self._board.said_by(self._name, line)

@@ -1,0 +1,88 @@
+"""How long a step of each method takes, timed on real steps of real, thrown-away runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densekd import files
+from densekd.runs import distill, train
+from densekd.runs.progress import Quiet
+from densekd.training.stepper import StepResult
+
+_WARM_UP = 3
+_LEAST, _MOST = 5, 30
+_PATIENCE_SECONDS = 15.0
+_LENGTH = _WARM_UP + _MOST + 1
+
+
+class _Enough(BaseException):
+    """Ends a timed run; no error that anybody should handle on the way."""
+
+
+class _Timing(Quiet):
+    """Keeps the seconds of the steps after the warm-up, and ends the run when they are enough."""
+
+    def __init__(self, watch: Quiet) -> None:
+        self.seconds: list[float] = []
+        self._watch = watch
+
+    def step(self, taken: int, steps: int, result: StepResult) -> None:
+        self._watch.step(taken, steps, result)
+        if taken > _WARM_UP:
+            self.seconds.append(result.seconds)
+        enough = len(self.seconds) >= _LEAST and sum(self.seconds) >= _PATIENCE_SECONDS
+        if enough or len(self.seconds) >= _MOST:
+            raise _Enough
+
+
+def time_methods(methods: Sequence[Mapping[str, Any]], folder: Path, watch: Quiet) -> dict[str, list[float]]:
+    """Seconds of single steps (loading, both networks, all terms, update) of each method.
+
+    The methods take turns, first to last and back, so that a machine that grows slower or faster meanwhile hits them
+    alike. Each turn is a run of its own under `folder`, ended after the warm-up and up to 30 steps (at least 5, about
+    15 seconds) and removed.
+
+    Args:
+        methods: `name`, `kind` ("train" or "distill") and `recipe` (as a mapping, with `train.steps`) of each.
+        folder: for the runs; made and removed.
+        watch: sees the steps.
+    """
+    found: dict[str, list[float]] = {str(method["name"]): [] for method in methods}
+    for turn, method in enumerate([*methods, *reversed(methods)]):
+        place = folder / f"turn-{turn}"
+        timing = _Timing(watch)
+        call = train if method["kind"] == "train" else distill
+        try:
+            call(_short(method["recipe"]), out=place, progress=timing)
+        except _Enough:
+            found[str(method["name"])] += timing.seconds
+        finally:
+            files.remove_folder(place)
+    return found
+
+
+def _short(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The same steps, without evaluations and checkpoints among them, and without an exam of the teacher."""
+    train_part = {
+        **recipe["train"],
+        "steps": max(_LENGTH, recipe["train"]["steps"]),
+        "evaluate_every": None,
+        "checkpoint_every": 10**9,
+        "checkpoint_minutes": 10.0**6,
+    }
+    preflight = {**recipe["preflight"], "teacher_images": 0, "on_problem": "warn"}
+    return {**recipe, "train": train_part, "preflight": preflight}
+
+
+def steps_for(reference_steps: int, reference_seconds: float, seconds: float) -> int:
+    """Steps of `seconds` each that take as long as `reference_steps` of `reference_seconds` each; at least one."""
+    return max(1, round(reference_steps * reference_seconds / seconds))
+
+
+def median_of(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Median of the pooled seconds, and how many there are."""
+    pooled = [value for some in samples for value in some]
+    return statistics.median(pooled), len(pooled)

@@ -1,0 +1,129 @@
+"""Everything that can be told before the first run: data, networks, and every method's terms once on real images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from densekd.config import Recipe
+from densekd.errors import ConfigError
+from densekd.failures import explained
+from densekd.models.digest import weights_digest
+from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
+from densekd.runs.forecast import Forecast
+from densekd.runs.length import total_steps
+from densekd.runs.progress import Quiet
+from densekd.runs.readiness import check_readiness
+from densekd.runs.rehearsal import rehearse
+from densekd.study.methods import NONE, Method
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The parts that all runs of a study share, and its one teacher."""
+
+    parts: Parts
+    teacher: nn.Module
+    sha256: str
+
+
+def open_study(recipe: Recipe, watch: Quiet) -> Opened:
+    """Open data and networks as a run does; the student has run once, the teacher too.
+
+    Args:
+        recipe: of one run under the teacher.
+
+    Raises:
+        DensekdError: what the run itself would raise.
+    """
+    parts = assemble(recipe, watch=watch.checking)
+    rehearse(parts)
+    teacher = build_teacher(parts)
+    return Opened(parts, teacher, weights_digest(teacher))
+
+
+def lengths(opened: Opened, base: Recipe, methods: Sequence[Method], seed: int) -> dict[str, int]:
+    """Steps of each method at the recipe's own length.
+
+    Raises:
+        ConfigError: a warm-up or a term that would not end within them.
+    """
+    images = len(opened.parts.data.train)
+    found = {}
+    for method in methods:
+        try:
+            found[method.name] = total_steps(method.recipe(base, seed), images)
+        except ConfigError as error:
+            raise ConfigError(_of(method, str(error))) from None
+    return found
+
+
+def require_ready(
+    opened: Opened, recipes: Sequence[tuple[Method, Recipe]], folder: Path, watch: Quiet
+) -> tuple[dict[str, Forecast], list[str]]:
+    """Build every method's distiller and check it on the first training batch, the teacher with the first of them.
+
+    Args:
+        recipes: the methods that have runs to do, with the recipe of one of them.
+        folder: the study's, for the free disk.
+
+    Returns:
+        What a run of each method will cost, and lines for the user.
+
+    Raises:
+        ConfigError: a method that cannot work here, and why; all problems that the checks of the others found.
+    """
+    told = list(opened.parts.notices)
+    problems: list[str] = []
+    forecasts: dict[str, Forecast] = {}
+    examined = False
+    for method, recipe in recipes:
+        if method.name == NONE:
+            continue
+        if examined:
+            recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
+        cost, lines, wrong = _look(opened, method, recipe, folder, watch)
+        examined = True
+        told += lines
+        problems += wrong
+        if cost is None:  # its forward pass fails: no warning would make that a run
+            raise ConfigError("\n".join(wrong))
+        forecasts[method.name] = cost
+    if problems and opened.parts.recipe.preflight.on_problem == "stop":
+        raise ConfigError("\n".join([*problems, "nothing was trained; preflight.on_problem=warn trains all the same"]))
+    return forecasts, [*told, *problems]
+
+
+def _look(
+    opened: Opened, method: Method, recipe: Recipe, folder: Path, watch: Quiet
+) -> tuple[Forecast | None, list[str], list[str]]:
+    """Forecast, notices and problems of one method; the shared networks stay as they were."""
+    # A copy, because a distiller freezes what takes no part in its own terms.
+    parts = replace(opened.parts, recipe=recipe, student=copy.deepcopy(opened.parts.student), notices=[])
+    steps = total_steps(recipe, len(parts.data.train))
+    try:
+        distiller = build_distiller(parts, opened.teacher)
+        try:
+            found = check_readiness(parts, distiller, opened.teacher, steps=steps, folder=folder, watch=watch.examining)
+        finally:
+            distiller.close()
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        raise ConfigError(_of(method, str(known))) from error
+    finally:
+        if parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+    teachers = [] if found.exam is None else found.exam.problems  # no method's
+    problems = [problem if problem in teachers else _of(method, problem) for problem in found.problems]
+    return found.forecast, [_of(method, line) for line in [*parts.notices, *found.notices]], problems
+
+
+def _of(method: Method, line: str) -> str:
+    return f"method {method.name!r}: {line}"

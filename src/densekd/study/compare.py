@@ -1,0 +1,136 @@
+"""`compare`: from labels, seeds and a recipe to a finished study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from densekd.errors import ConfigError, RunError, nearest
+from densekd.records import Budget
+from densekd.runs.assemble import choose_device, require_teacher
+from densekd.runs.engine import require_one_process
+from densekd.runs.execute import RecipeLike, resolve
+from densekd.runs.folder import require_writable
+from densekd.study.comparison import Comparison
+from densekd.study.machine import cpus, gpus_for, share_out
+from densekd.study.methods import resolve_methods
+from densekd.study.plan import PLAN
+from densekd.study.progress import Silent
+from densekd.study.result import DRAWN, Study
+
+
+def compare(
+    recipe: RecipeLike,
+    *,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    budget: Budget = "steps",
+    jobs: int = 1,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Silent | None = None,
+    **overrides: Any,
+) -> Study:
+    """Train the recipe's student with every method and every seed under one protocol, and compare.
+
+    All runs have the same student, initial weights per seed, order of images and schedule; only the terms differ. The
+    student alone (`none`) is always among them, and the teacher is scored before the first run. A finished run is not
+    repeated, an interrupted one goes on where it stopped, one that fails stops no other.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping, or a loaded `Recipe`.
+        methods: labels, see `densekd.study.resolve_methods`.
+        seeds: of initial weights, order, augmentation, dropout; one run of each method for each.
+        budget: "steps" gives every method the recipe's steps; "seconds" gives each as many steps as take as long as
+            those of the student alone.
+        jobs: runs at a time, each in a process of its own; CPU threads are shared out, or GPUs.
+        out: the study's folder; default `runs/<recipe name>-compare`.
+        force: start again those runs (and no others) whose recipe or teacher changed.
+        progress: what watches; default nothing.
+        overrides: keys of the recipe; `__` stands for the dot.
+
+    Returns:
+        The study; some of its runs may have failed (`Study.failures`, `Study.raise_if_failed`).
+
+    Raises:
+        DensekdError: whatever is wrong with labels, seeds, recipe, data, networks or folder, before training starts.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+    """
+    return prepare(
+        recipe,
+        methods=methods,
+        seeds=seeds,
+        budget=budget,
+        jobs=jobs,
+        out=out,
+        force=force,
+        progress=progress,
+        **overrides,
+    ).go()
+
+
+def prepare(
+    recipe: RecipeLike,
+    *,
+    methods: Sequence[str] | None,
+    seeds: Sequence[int],
+    budget: str = "steps",
+    jobs: int = 1,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Silent | None = None,
+    **overrides: Any,
+) -> Comparison:
+    """What `compare` does before anything is opened: arguments as there.
+
+    Raises:
+        DensekdError: labels, seeds, budget, recipe or folder are wrong.
+    """
+    require_one_process()
+    base = resolve(recipe, None, overrides)
+    chosen, added = resolve_methods(base, methods)
+    for method in chosen:
+        if method.terms:
+            require_teacher(method.recipe(base, base.seed))
+    folder = Path(out) if out is not None else Path("runs") / f"{base.name}-compare"
+    _require_folder(folder)
+    gpus = gpus_for(choose_device(base))
+    share = share_out(jobs, cores=cpus(), gpus=gpus, asked_threads=base.runtime.threads)
+    watch = progress or Silent()
+    for line in (*added, *share.told):
+        watch.said(line)
+    return Comparison(base, chosen, check_seeds(seeds), folder, _budget(budget), share, force, watch)
+
+
+def check_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds as a list.
+
+    Raises:
+        ConfigError: none, repeated ones, negative ones, or no whole numbers.
+    """
+    found = list(seeds)
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in found)
+    if not found or not whole or len(set(found)) < len(found):
+        raise ConfigError(f"--seeds {','.join(map(str, found))}: expected different numbers, whole and none below 0")
+    return found
+
+
+def _budget(text: str) -> Budget:
+    for known in get_args(Budget):
+        if text == known:
+            return known
+    raise ConfigError(f"--budget {text!r}: unknown{nearest(text, get_args(Budget))}; expected steps or seconds")
+
+
+def _require_folder(folder: Path) -> None:
+    """Refuse a folder that holds a run, or files of the names of a study's that no study made."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: a file; choose a folder with --out")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if "recipe.yaml" in names:
+        raise RunError(f"{folder}: holds a run; a study needs a folder of its own: choose another --out")
+    taken = sorted(names.intersection(DRAWN))
+    if taken and PLAN not in names:
+        raise RunError(f"{folder}: holds {taken[0]}, but no {PLAN}: it is no study's; choose another --out")
+    require_writable(folder)

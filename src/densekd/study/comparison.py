@@ -1,0 +1,262 @@
+"""A comparison at work: opened, checked, planned, run, summed up."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from densekd import files
+from densekd.config import Recipe
+from densekd.errors import RunError
+from densekd.records import Budget, StudyFailure, StudyPlan, StudyTeacher, dump
+from densekd.runs import Run
+from densekd.runs.lock import claimed
+from densekd.study.check import Opened, lengths, open_study, require_ready
+from densekd.study.machine import Share
+from densekd.study.methods import Method
+from densekd.study.plan import plan_by_seconds, plan_by_steps, planned_steps, read_plan, told, write_plan
+from densekd.study.pool import Job, Outcome, run_jobs
+from densekd.study.progress import Silent
+from densekd.study.record import study_record
+from densekd.study.result import Study
+from densekd.study.tasks import OUTPUT, Task, plan_tasks, require_same, require_unclaimed
+from densekd.study.teacher import score_teacher
+from densekd.training.signals import Interrupted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison: what it compares, where, and with what share of the machine for each run."""
+
+    base: Recipe
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    folder: Path
+    budget: Budget
+    share: Share
+    force: bool
+    watch: Silent
+
+    def look(self) -> list[str]:
+        """Check everything that `go` checks; nothing is trained or written.
+
+        Returns:
+            The names of the runs that are to be done.
+
+        Raises:
+            DensekdError: what `go` would raise before its first run.
+        """
+        opened, _ = self._open()
+        before = read_plan(self.folder)
+        tasks = self._tasks(before, opened)
+        self._require_budget(before, tasks)
+        self._say(require_same(tasks, self.force))
+        self._check(opened, tasks)
+        return [task.name for task in tasks if task.action != "keep"]
+
+    def go(self, command: str = "") -> Study:
+        """Run what is to be run and write the study.
+
+        Args:
+            command: the command line, for the record.
+
+        Raises:
+            DensekdError: something is wrong; nothing was trained.
+            Interrupted: Ctrl-C or SIGTERM; every run has saved.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with claimed(self.folder):
+            try:
+                teacher, plan, tasks = self._ready()
+            except BaseException:
+                with suppress(OSError):
+                    self.folder.rmdir()  # as it was: only an empty one goes
+                raise
+            _release_memory()
+            outcomes = self._run(tasks)
+            study = self._summed_up(tasks, outcomes, teacher, plan, command)
+            study.write()
+        return study
+
+    def _ready(self) -> tuple[StudyTeacher, StudyPlan, list[Task]]:
+        """Everything before the first run."""
+        opened, steps = self._open()
+        before = read_plan(self.folder)
+        tasks = self._tasks(before, opened)
+        self._require_budget(before, tasks)
+        require_same(tasks, self.force)
+        require_unclaimed(tasks)
+        files.sweep_temporaries(self.folder)
+        self._check(opened, tasks)
+        teacher = score_teacher(opened, self.folder, self.watch.run("teacher"))
+        self.watch.said(_teacher_words(teacher))
+        plan = self._plan(before, steps)
+        tasks = self._tasks(plan, opened)
+        self._say(require_same(tasks, self.force))
+        return teacher, plan, tasks
+
+    def _open(self) -> tuple[Opened, dict[str, int]]:
+        distilled = next(method for method in self.methods if method.terms)
+        recipe = distilled.recipe(self.base, self.seeds[0], threads=self.share.threads)
+        opened = open_study(recipe, self.watch.run("check"))
+        return opened, lengths(opened, self.base, self.methods, self.seeds[0])
+
+    def _tasks(self, plan: StudyPlan | None, opened: Opened) -> list[Task]:
+        plan = plan if plan is not None and plan.budget == self.budget else None
+        return plan_tasks(
+            self.base,
+            self.methods,
+            self.seeds,
+            self.folder,
+            steps=planned_steps(plan, self.methods),
+            threads=self.share.threads,
+            teacher=opened.sha256,
+        )
+
+    def _require_budget(self, before: StudyPlan | None, tasks: Sequence[Task]) -> None:
+        begun = any(task.action != "start" for task in tasks)
+        if before is not None and before.budget != self.budget and begun and not self.force:
+            raise RunError(
+                f"{self.folder}: was begun with --budget {before.budget}; use that, --force to start again the runs "
+                "whose length changes, or another --out"
+            )
+
+    def _check(self, opened: Opened, tasks: Sequence[Task]) -> None:
+        todo = [task for task in tasks if task.action != "keep"]
+        recipes = [(task.method, task.recipe) for task in {t.method.name: t for t in reversed(todo)}.values()]
+        forecasts, lines = require_ready(opened, recipes, self.folder, self.watch.run("check"))
+        self._say(lines)
+        counted = f"{len(todo)} of {len(tasks)} runs to do"
+        if self.budget == "steps" and forecasts:
+            # The student alone takes less than the quickest of the others.
+            least = min(cost.total_seconds for cost in forecasts.values())
+            known = {name: cost.total_seconds for name, cost in forecasts.items()}
+            seconds = sum(known.get(task.method.name, least) for task in todo) / len(self.share.places)
+            counted += f", about {max(1, round(seconds / 60))} minutes at most"
+        self.watch.said(counted)
+
+    def _plan(self, before: StudyPlan | None, steps: Mapping[str, int]) -> StudyPlan:
+        """What every method may spend; on disk before the first run."""
+        before = before if before is not None and before.budget == self.budget else None
+        if self.budget == "steps":
+            plan = plan_by_steps(before, self.base, self.methods, steps, self.share)
+        else:
+            plan = plan_by_seconds(before, self.base, self.methods, steps, self.share, self.folder, self.watch)
+        write_plan(self.folder, plan)
+        self._say(told(plan, self.methods))
+        return plan
+
+    def _run(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+        """Do what is to be done; outcomes by the run's name."""
+        todo = {task.name: task for task in tasks if task.action != "keep"}
+        done = len(tasks) - len(todo)
+        outcomes: dict[str, Outcome] = {}
+
+        def ended(outcome: Outcome) -> None:
+            task = todo[outcome.job.name]
+            outcomes[task.name] = outcome
+            _put_in_order(task, outcome)
+            self.watch.ended(task.name, _words(task, outcome))
+            self.watch.counted(done + len(outcomes), len(tasks))
+
+        self.watch.counted(done, len(tasks))
+        try:
+            run_jobs([self._job(task) for task in todo.values()], self.share.places, self.watch, ended)
+        except Interrupted as stop:
+            finished = done + sum(outcome.status == "done" for outcome in outcomes.values())
+            words = f"stopped: {finished} of {len(tasks)} runs are done; the same command goes on"
+            raise Interrupted(words, stop.exit_code - 128) from None
+        return outcomes
+
+    def _job(self, task: Task) -> Job:
+        (task.path / OUTPUT).unlink(missing_ok=True)
+        request = {
+            "work": "run",
+            "kind": task.method.kind,
+            "recipe": task.recipe.model_dump(mode="json"),
+            "out": str(task.path),
+            "resume": task.action == "resume",
+            "force": task.action == "again",
+        }
+        return Job(task.name, request, self.folder / f".{task.name}.output.part")
+
+    def _summed_up(
+        self,
+        tasks: Sequence[Task],
+        outcomes: Mapping[str, Outcome],
+        teacher: StudyTeacher,
+        plan: StudyPlan,
+        command: str,
+    ) -> Study:
+        runs: dict[str, dict[int, Run]] = {method.name: {} for method in self.methods}
+        failures: dict[str, list[StudyFailure]] = {method.name: [] for method in self.methods}
+        for task in tasks:
+            outcome = outcomes.get(task.name)
+            if outcome is None or outcome.status == "done":
+                runs[task.method.name][task.seed] = Run.load(task.path)
+                continue
+            output = task.path / OUTPUT
+            kept = str(output.relative_to(self.folder)) if output.is_file() else None
+            failures[task.method.name].append(StudyFailure(seed=task.seed, reason=_reason(outcome), output=kept))
+        record = study_record(
+            self.folder.name,
+            self.methods,
+            {name: {seed: run.record for seed, run in made.items()} for name, made in runs.items()},
+            failures,
+            data=self.base.data.model_dump(mode="json"),
+            teacher=teacher,
+            plan=plan,
+            command=command,
+        )
+        self._say(record.notices)
+        return Study(self.folder, record, runs)
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.watch.said(line)
+
+
+def _release_memory() -> None:
+    """What the checks held is for the runs now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _reason(outcome: Outcome) -> str:
+    return outcome.reason or outcome.status
+
+
+def _put_in_order(task: Task, outcome: Outcome) -> None:
+    """What a run's process left: a failed one's output goes to its folder, and its record says that it failed."""
+    output = outcome.job.output
+    if outcome.status != "failed":
+        output.unlink(missing_ok=True)
+        return
+    if output.is_file():
+        task.path.mkdir(parents=True, exist_ok=True)
+        output.replace(task.path / OUTPUT)
+    if (task.path / "record.json").is_file():
+        record = Run.load(task.path).record
+        if record.status == "running":  # killed: it could not say so itself
+            changed = record.model_copy(update={"status": "failed", "error": outcome.reason})
+            files.write_json(task.path / "record.json", dump(changed))
+
+
+def _words(task: Task, outcome: Outcome) -> str:
+    if outcome.status != "done":
+        return f"{outcome.status}: {_reason(outcome)}"
+    scores = Run.load(task.path).record.final
+    return "done" if scores is None else f"done: mIoU {100 * scores.miou:.2f}"
+
+
+def _teacher_words(teacher: StudyTeacher) -> str:
+    if teacher.miou is None:
+        return "teacher: gives features, not class maps: not scored"
+    further = "".join(f"; {100 * miou:.2f} on {name}" for name, miou in teacher.extra_splits.items())
+    return f"teacher: mIoU {100 * teacher.miou:.2f} on all {teacher.images} images of val{further}"

@@ -1,0 +1,162 @@
+"""Figures of a study: gain against cost, and gain per class."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from densekd import files
+from densekd.records import StudyMethod, StudyRecord
+from densekd.study.tables import class_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIGURES = ("gain.png", "gain.svg", "classes.png", "classes.svg")
+_INK = "#26262c"
+_PALE = "#96969b"
+_WHERE = {"logits": ("#1f6fb4", "o"), "features": ("#c8641e", "s"), "logits+features": ("#2e8b57", "D")}
+_OTHER = ("#6b6b70", "o")
+
+
+def write_figures(folder: Path, record: StudyRecord) -> None:
+    """Write `FIGURES`; one that has nothing to show is left out, and removed where an earlier record had it."""
+    import matplotlib
+
+    drawn = {"gain": gain_figure(record), "classes": class_figure(record)}
+    for name in FIGURES:
+        path = folder / name
+        figure, kind = drawn[path.stem], path.suffix[1:]
+        if figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        stream = io.BytesIO()
+        # Equal records give equal bytes: no date, and ids that do not depend on chance.
+        with matplotlib.rc_context({"svg.hashsalt": "densekd"}):
+            figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        files.write_bytes(path, stream.getvalue())
+
+
+def gain_figure(record: StudyRecord) -> Figure | None:
+    """Gain in points of mIoU over the seconds of a step; bars are the 95% intervals. None without any gain."""
+    from matplotlib.figure import Figure
+
+    shown = [line for line in record.methods if line.gain is not None and line.cost.seconds_per_step is not None]
+    if not shown:
+        return None
+    figure = Figure(figsize=(8.0, max(4.6, 1.0 + 0.25 * len(shown))), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color=_PALE, linewidth=1, zorder=1)
+    alone = next((m.cost.seconds_per_step for m in record.methods if m.gain is None and m.where == "-"), None)
+    if alone is not None:
+        axes.plot([1000 * alone], [0], marker="o", color=_PALE, zorder=2)
+        axes.annotate("student alone", (1000 * alone, 0), (6, -12), textcoords="offset points", color=_PALE)
+    labelled: set[str] = set()
+    for line in shown:
+        assert line.gain is not None
+        assert line.cost.seconds_per_step is not None
+        x, y = 1000 * line.cost.seconds_per_step, 100 * line.gain.mean
+        ends = [[y - 100 * line.gain.low], [100 * line.gain.high - y]]
+        color, marker = _WHERE.get(line.where, _OTHER)
+        axes.errorbar(
+            [x], [y], yerr=ends, fmt=marker, color=color, capsize=3, zorder=3,
+            label=None if line.where in labelled else f"on {line.where}",
+        )  # fmt: skip
+        labelled.add(line.where)
+    seeds = sorted({line.gain.n or len(line.seeds) for line in shown if line.gain is not None})
+    counted = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    axes.set_xlabel("milliseconds of a step")
+    axes.set_ylabel("gain over the student alone, points of mIoU")
+    _title(figure, f"{record.name}: gain against cost; 95% intervals over {counted} seed(s)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.08, y=0.12)
+    _name_points(axes, shown)
+    if len(labelled) > 1:
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _name_points(axes: Axes, shown: Sequence[StudyMethod]) -> None:
+    """Names in a column on the right, in the order of the gains, a thin line from each to its point."""
+    low, high = axes.get_ylim()
+    points = []
+    for line in shown:
+        assert line.gain is not None
+        assert line.cost.seconds_per_step is not None
+        points.append((100 * line.gain.mean, 1000 * line.cost.seconds_per_step, line.name))
+    points.sort(reverse=True)
+    for (y, x, name), height in zip(points, _spaced([(y - low) / (high - low) for y, _, _ in points]), strict=True):
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.02, height),
+            textcoords="axes fraction",
+            va="center",
+            color=_INK,
+            fontsize=9,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _PALE,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _spaced(heights: Sequence[float]) -> list[float]:
+    """Falling heights (fractions of the axes) moved as little as need be to leave room for a line of text each."""
+    gap = min(0.055, 1 / max(1, len(heights)))
+    moved: list[float] = []
+    for height in heights:
+        moved.append(min(height, moved[-1] - gap) if moved else height)
+    short = min(moved, default=0.0)
+    if short < 0:  # the lowest ones left the axes: push back up
+        floor = 0.0
+        for place in range(len(moved) - 1, -1, -1):
+            moved[place] = max(moved[place], floor)
+            floor = moved[place] + gap
+    return moved
+
+
+def class_figure(record: StudyRecord) -> Figure | None:
+    """Heat map: gain in points of IoU of each method (rows) on each class (columns). None without any gain."""
+    from matplotlib.figure import Figure
+
+    shown = [line for line in record.methods if any(value is not None for value in line.iou_gain.values())]
+    names = class_names(record)
+    if not shown or not names:
+        return None
+    cells = [[_points(line.iou_gain.get(name)) for name in names] for line in shown]
+    reach = max(1.0, *(abs(value) for row in cells for value in row if not math.isnan(value)))
+    figure = Figure(figsize=(max(6.0, 2.4 + 0.62 * len(names)), 1.7 + 0.42 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("#e4e4e6")
+    picture = axes.imshow(cells, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
+    for row, values in enumerate(cells):
+        for column, value in enumerate(values):
+            missing = math.isnan(value)
+            axes.text(
+                column, row, "-" if missing else f"{value:+.1f}", ha="center", va="center", fontsize=8,
+                color="white" if not missing and abs(value) > 0.65 * reach else _INK,
+            )  # fmt: skip
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(shown)), [line.name for line in shown])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _title(figure, f"{record.name}: gain per class, points of IoU (mean over the seeds)")
+    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.01)
+    return figure
+
+
+def _title(figure: Figure, words: str) -> None:
+    figure.suptitle(words, x=0.01, ha="left", fontsize=10)
+
+
+def _points(value: float | None) -> float:
+    return math.nan if value is None else 100 * value

@@ -1,0 +1,134 @@
+"""What a comparison compares: from the labels of `--methods` to terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from densekd.config import Recipe, Where
+from densekd.errors import ConfigError, nearest
+from densekd.losses.catalog import METHODS
+from densekd.runs.execute import resolve
+from densekd.runs.execution import Kind
+from densekd.training.specs import TermSpec
+
+NONE = "none"
+_WHERE: tuple[str, ...] = get_args(Where)
+_CLASS_MAPS = ("logits", "output")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a comparison: its label, where it distils (`-`: the student alone), and its terms."""
+
+    name: str
+    where: str = "-"
+    terms: tuple[TermSpec, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the student is trained alone."""
+        return "distill" if self.terms else "train"
+
+    def recipe(self, base: Recipe, seed: int, *, steps: int | None = None, threads: int | None = None) -> Recipe:
+        """The recipe of one run: the study's, with these terms; nothing else of it differs between methods.
+
+        Args:
+            base: the study's recipe.
+            seed: the run's.
+            steps: its length; None: the recipe's own.
+            threads: CPU threads of the run; None: the recipe's own.
+        """
+        changes: dict[str, object] = {
+            "name": f"{self.name}-s{seed}",
+            "terms": [term.model_dump(mode="json") for term in self.terms],
+            "compare": {},
+        }
+        if not self.terms:
+            changes["teacher"] = None
+        if steps is not None:
+            changes |= {"train.steps": steps, "train.epochs": None}
+        if threads is not None:
+            changes["runtime.threads"] = threads
+        return resolve(base, seed, changes)
+
+
+ALONE = Method(NONE)
+
+
+def resolve_methods(recipe: Recipe, labels: Sequence[str] | None = None) -> tuple[list[Method], list[str]]:
+    """The methods behind labels, the student alone first; and lines for the user.
+
+    A label is `none`, a key of the recipe's `compare.methods`, a method's name (the recipe's own terms of that method
+    if it has any, else one term on the logits with the method's own options and weight), or `NAME@features`,
+    `NAME@logits`, `NAME@logits+features` (the method's own options and weight, at the taps of `compare.features`).
+
+    Args:
+        recipe: the study's.
+        labels: None: the keys of `compare.methods`, or else the methods of the recipe's terms.
+
+    Raises:
+        ConfigError: an unknown label (the nearest known ones are named), one given twice, none at all.
+    """
+    if labels is None:
+        labels = list(recipe.compare.methods) or list(dict.fromkeys(term.method for term in recipe.terms))
+    labels = [label.strip() for label in labels]
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    if doubled:
+        raise ConfigError(f"--methods: {doubled[0]!r} is given twice; each label names one folder of runs")
+    others = [_method(recipe, label) for label in labels if label != NONE]
+    if not others:
+        raise ConfigError(
+            f"--methods: expected at least one method beside 'none'; there are {', '.join(_known(recipe))}"
+        )
+    told = [] if NONE in labels else ["methods: 'none', the student alone, is added: gains are against it"]
+    return [ALONE, *others], told
+
+
+def _known(recipe: Recipe) -> list[str]:
+    return [*recipe.compare.methods, *(name for name in METHODS if name not in recipe.compare.methods)]
+
+
+def _method(recipe: Recipe, label: str) -> Method:
+    spec = recipe.compare.methods.get(label)
+    if spec is not None:
+        return Method(label, spec.where or where_of(spec.terms), spec.terms)
+    name, at, where = label.partition("@")
+    if name not in METHODS:
+        candidates = [*_known(recipe), NONE]
+        raise ConfigError(
+            f"--methods: unknown method {label!r}{nearest(label, candidates)}; known: {', '.join(candidates)}"
+        )
+    if not at:
+        own = tuple(term for term in recipe.terms if term.method == name)
+        terms = own or (_plain(name, "logits", "logits"),)
+        return Method(label, where_of(terms), terms)
+    return Method(label, where, tuple(_placed(recipe, label, name, where)))
+
+
+def _placed(recipe: Recipe, label: str, name: str, where: str) -> list[TermSpec]:
+    if where not in _WHERE:
+        raise ConfigError(
+            f"--methods: {label!r}: no such place{nearest(where, _WHERE)}; after @ comes one of {', '.join(_WHERE)}"
+        )
+    found = [_plain(name, "logits", "logits")] if "logits" in where else []
+    taps = recipe.compare.features
+    if "features" in where:
+        if taps is None:
+            raise ConfigError(
+                f"--methods: {label!r}: which features? give compare.features.student=MODULE and "
+                "compare.features.teacher=MODULE, for instance encoder.layer4"
+            )
+        found.append(_plain(name, taps.student, taps.teacher))
+    return found
+
+
+def _plain(name: str, student: str, teacher: str) -> TermSpec:
+    return TermSpec(method=name, student=student, teacher=teacher, weight=METHODS[name].default_weight)
+
+
+def where_of(terms: Sequence[TermSpec]) -> str:
+    """The column `where` of these terms, told from their taps: class maps are `logits`, all others `features`."""
+    found = {"logits" if term.student in _CLASS_MAPS and term.teacher in _CLASS_MAPS else "features" for term in terms}
+    return "+".join(where for where in ("logits", "features") if where in found)

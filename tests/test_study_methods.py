@@ -1,0 +1,317 @@
+"""Labels become terms; runs of a study differ in their terms alone; every run is told from every other."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from densekd.config import load_recipe
+from densekd.errors import ConfigError, RunError
+from densekd.losses.catalog import METHODS
+from densekd.models.digest import weights_digest
+from densekd.records import PlannedMethod, StudyPlan
+from densekd.runs.assemble import assemble, build_distiller, build_teacher
+from densekd.runs.folder import start_folder
+from densekd.runs.forecast import training_batch
+from densekd.study import check_seeds, resolve_methods
+from densekd.study.calibration import median_of, steps_for
+from densekd.study.machine import share_out
+from densekd.study.methods import ALONE, where_of
+from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
+from densekd.study.tasks import comparable, digest_of, plan_tasks, require_same, require_unclaimed
+from densekd.training.specs import TermSpec
+from studykit import comparable_recipe, place_with_teacher
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return place_with_teacher(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def base(place):
+    return load_recipe(comparable_recipe(place))
+
+
+def terms(method):
+    return [(t.method, t.student, t.teacher, t.weight, t.options) for t in method.terms]
+
+
+class TestLabels:
+    def test_a_plain_name_is_one_term_on_the_logits_with_its_own_weight(self, base):
+        (_, found), _ = resolve_methods(base, ["none", "pixelwise"])
+        assert terms(found) == [("pixelwise", "logits", "logits", METHODS["pixelwise"].default_weight, {})]
+        assert found.where == "logits"
+
+    def test_a_plain_name_stands_for_the_recipes_own_terms_of_that_method(self, place):
+        raw = comparable_recipe(place)
+        raw["terms"] = [
+            {"method": "channelwise", "weight": 7.0, "options": {"temperature": 2.0}},
+            {"method": "pixelwise"},
+            {"method": "channelwise", "student": "2", "teacher": "2", "weight": 40.0},
+        ]
+        (_, found), _ = resolve_methods(load_recipe(raw), ["channelwise"])
+        assert terms(found) == [
+            ("channelwise", "logits", "logits", 7.0, {"temperature": 2.0}),
+            ("channelwise", "2", "2", 40.0, {}),
+        ]
+        assert found.where == "logits+features"
+
+    @pytest.mark.parametrize(
+        ("label", "taps"),
+        [
+            ("channelwise@features", [("2", "2")]),
+            ("channelwise@logits", [("logits", "logits")]),
+            ("channelwise@logits+features", [("logits", "logits"), ("2", "2")]),
+        ],
+    )
+    def test_places(self, base, label, taps):
+        (_, found), _ = resolve_methods(base, [label])
+        assert [(t.student, t.teacher) for t in found.terms] == taps
+        assert {t.weight for t in found.terms} == {3.0}
+        assert (found.name, found.where) == (label, label.partition("@")[2])
+
+    def test_a_label_of_the_recipe(self, base):
+        (_, found), _ = resolve_methods(base, ["both"])
+        assert [t.method for t in found.terms] == ["channelwise", "pixelwise"]
+        assert found.where == "logits"
+        told_otherwise = load_recipe(base.model_dump(mode="json"), {"compare.methods.both.where": "features"})
+        assert resolve_methods(told_otherwise, ["both"])[0][1].where == "features"
+
+    def test_a_label_of_the_recipe_comes_before_a_method_of_that_name(self, base):
+        changed = load_recipe(base.model_dump(mode="json"), {"compare.methods": {"pixelwise": {"terms": [{}]}}})
+        assert terms(resolve_methods(changed, ["pixelwise"])[0][1])[0][0] == "channelwise"
+
+    def test_none_is_always_there_and_first(self, base):
+        found, lines = resolve_methods(base, ["channelwise"])
+        assert [method.name for method in found] == ["none", "channelwise"]
+        assert lines == ["methods: 'none', the student alone, is added: gains are against it"]
+        found, lines = resolve_methods(base, ["channelwise", " none "])
+        assert [method.name for method in found] == ["none", "channelwise"]
+        assert lines == []
+
+    def test_without_labels(self, base):
+        assert [method.name for method in resolve_methods(base)[0]] == ["none", "both"]
+        plain = base.model_copy(update={"compare": type(base.compare)()})
+        assert [method.name for method in resolve_methods(plain)[0]] == ["none", "channelwise"]
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (["chanelwise"], r"unknown method 'chanelwise'; did you mean 'channelwise'"),
+            (["bothh"], r"unknown method 'bothh'; did you mean 'both'"),
+            (["channelwise@featurs"], r"'channelwise@featurs': no such place; did you mean 'features'"),
+            (["both@features"], r"unknown method 'both@features'"),
+            (["pixelwise", "pixelwise"], r"'pixelwise' is given twice"),
+            (["none"], r"at least one method beside 'none'"),
+            ([""], r"unknown method ''"),
+        ],
+    )
+    def test_refusals(self, base, labels, words):
+        with pytest.raises(ConfigError, match=words):
+            resolve_methods(base, labels)
+
+    def test_features_that_nobody_named(self, base):
+        plain = base.model_copy(update={"compare": type(base.compare)()})
+        with pytest.raises(ConfigError, match=r"which features\? give compare\.features\.student=MODULE"):
+            resolve_methods(plain, ["pixelwise@features"])
+
+    def test_where(self):
+        mixed = TermSpec(student="logits", teacher="layer4")
+        assert where_of([TermSpec(), TermSpec(student="output")]) == "logits"
+        assert where_of([mixed]) == "features"
+        assert where_of([mixed, TermSpec()]) == "logits+features"
+
+    @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], [0.5], [True], ["0"]])
+    def test_seeds(self, seeds):
+        with pytest.raises(ConfigError, match="expected different numbers, whole and none below 0"):
+            check_seeds(seeds)
+        assert check_seeds((2, 0)) == [2, 0]
+
+
+class TestTheSameForAll:
+    def test_initial_weights_first_batch_and_schedule_by_digest(self, base):
+        methods, _ = resolve_methods(base, ["channelwise", "pixelwise", "channelwise@features", "both"])
+        for seed in (0, 1):
+            found = set()
+            for method in methods:
+                parts = assemble(method.recipe(base, seed))
+                batch, _ = training_batch(parts)
+                if method.terms:
+                    build_distiller(parts, build_teacher(parts)).close()
+                first = weights_digest(torch.nn.ParameterList([batch["image"]]))
+                labels = batch["label"].flatten().tolist()
+                found.add((weights_digest(parts.student), first, str(labels), parts.recipe.train.model_dump_json()))
+            assert len(found) == 1
+        assert weights_digest(assemble(methods[0].recipe(base, 0)).student) not in {one[0] for one in found}
+
+    def test_recipes_differ_in_terms_name_and_for_none_the_teacher(self, base):
+        methods, _ = resolve_methods(base, ["channelwise", "both"])
+        none, cwd, both = (method.recipe(base, 3).model_dump(mode="json") for method in methods)
+        assert {key for key in cwd if cwd[key] != both[key]} == {"name", "terms"}
+        assert {key for key in cwd if cwd[key] != none[key]} == {"name", "terms", "teacher"}
+        assert none["teacher"] is None
+        assert (cwd["seed"], cwd["name"], cwd["compare"]["methods"]) == (3, "channelwise-s3", {})
+
+    def test_a_length_of_its_own(self, base):
+        method = resolve_methods(base, ["channelwise@features"])[0][1]
+        found = method.recipe(base, 0, steps=17, threads=1)
+        assert (found.train.steps, found.runtime.threads, found.name) == (17, 1, "channelwise@features-s0")
+
+
+class TestTasks:
+    def tasks(self, base, folder, labels=("channelwise",), seeds=(0, 1), teacher="t", threads=None):
+        methods, _ = resolve_methods(base, list(labels))
+        steps = {method.name: None for method in methods}
+        return plan_tasks(base, methods, list(seeds), folder, steps=steps, threads=threads, teacher=teacher)
+
+    def test_names_and_order(self, base, tmp_path):
+        found = self.tasks(base, tmp_path)
+        assert [task.name for task in found] == ["none-s0", "channelwise-s0", "none-s1", "channelwise-s1"]
+        assert {task.action for task in found} == {"start"}
+
+    def test_threads_and_other_labels_are_no_change(self, base, tmp_path):
+        for task in self.tasks(base, tmp_path, threads=2):
+            start_folder(task.path, task.recipe)
+        other = load_recipe(base.model_dump(mode="json"), {"compare.methods": {}, "name": "renamed"})
+        found = self.tasks(other, tmp_path, threads=1)
+        assert {task.action for task in found} == {"resume"}
+        assert {task.recipe.runtime.threads for task in found} == {2}  # a run goes on as it began
+        assert require_same(found, force=False) == []
+
+    def test_a_change_is_named_and_forced_only_where_it_is(self, base, tmp_path):
+        for task in self.tasks(base, tmp_path):
+            start_folder(task.path, task.recipe)
+        other = load_recipe(base.model_dump(mode="json"), {"terms.0.weight": 9.0})
+        found = self.tasks(other, tmp_path)
+        assert [task.action for task in found] == ["resume", "again", "resume", "again"]
+        words = r"channelwise-s0 \(terms\.0\.weight: 3\.0 -> 9\.0\); channelwise-s1 .*Use --force to start these again"
+        with pytest.raises(RunError, match=words):
+            require_same(found, force=False)
+        assert require_same(found, force=True)[0] == "channelwise-s0: started again (terms.0.weight: 3.0 -> 9.0)"
+
+    def test_a_damaged_recipe_is_a_change(self, base, tmp_path):
+        (tmp_path / "none-s0").mkdir()
+        (tmp_path / "none-s0" / "recipe.yaml").write_text("data: [")
+        found = self.tasks(base, tmp_path)
+        assert found[0].action == "again"
+        assert "its recipe cannot be read" in found[0].differs[0]
+
+    def test_what_is_no_run_is_left_alone(self, base, tmp_path):
+        (tmp_path / "none-s0").mkdir()
+        (tmp_path / "none-s0" / "thesis.tex").write_text("x")
+        with pytest.raises(RunError, match=r"holds files and no recipe\.yaml, so it is no run \(thesis\.tex\)"):
+            self.tasks(base, tmp_path)
+
+    def test_the_output_of_a_run_that_failed_before_it_began_is_no_obstacle(self, base, tmp_path):
+        (tmp_path / "none-s0").mkdir()
+        (tmp_path / "none-s0" / "output.txt").write_text("x")
+        assert self.tasks(base, tmp_path)[0].action == "start"
+
+    def test_a_run_that_another_process_holds(self, base, tmp_path):
+        fcntl = pytest.importorskip("fcntl")
+        found = self.tasks(base, tmp_path)
+        start_folder(found[1].path, found[1].recipe)
+        handle = os.open(found[1].path, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="channelwise-s0: another process"):
+            require_unclaimed(found)
+        os.close(handle)
+        require_unclaimed(found)
+
+    def test_digests(self, base):
+        method = resolve_methods(base, ["channelwise"])[0][1]
+        assert digest_of(method.recipe(base, 0)) == digest_of(method.recipe(base, 1, threads=1))
+        assert digest_of(method.recipe(base, 0)) != digest_of(method.recipe(base, 0, steps=5))
+        assert comparable(method.recipe(base, 1)).seed == 1
+
+
+class TestPlan:
+    def test_steps(self, base, tmp_path):
+        methods, _ = resolve_methods(base, ["channelwise", "both"])
+        share = share_out(2, cores=4, gpus=0)
+        plan = plan_by_steps(None, base, methods, {m.name: 6 for m in methods}, share)
+        write_plan(tmp_path, plan)
+        assert read_plan(tmp_path) == plan
+        assert (plan.budget, plan.jobs, plan.threads) == ("steps", 2, 2)
+        assert planned_steps(plan, methods) == {"none": None, "channelwise": None, "both": None}
+        # Another set of methods keeps what was planned for the others.
+        fewer = plan_by_steps(plan, base, methods[:2], {m.name: 6 for m in methods}, share)
+        assert {entry.name for entry in fewer.methods} == {"none", "channelwise", "both"}
+        assert told(plan, methods) == []
+
+    def seconds(self, base, methods):
+        entries = [
+            PlannedMethod(
+                name=m.name,
+                steps=6 if m is ALONE else 3,
+                seconds_per_step=1.0 if m is ALONE else 2.0,
+                reference_seconds_per_step=1.0,
+                samples=4,
+                recipe_sha256=digest_of(m.recipe(base, 0)),
+            )
+            for m in methods
+        ]
+        return StudyPlan(budget="seconds", seconds=6.0, jobs=1, threads=None, methods=entries)
+
+    def test_a_plan_by_seconds_sets_the_steps_of_all_but_the_student_alone(self, base):
+        methods, _ = resolve_methods(base, ["channelwise"])
+        plan = self.seconds(base, methods)
+        assert planned_steps(plan, methods) == {"none": None, "channelwise": 3}
+        assert told(plan, methods) == [
+            "budget: 6.0 s of training for each method, as long as the student alone takes for its 6 steps",
+            "budget: channelwise: 3 steps, each 2.00 times one of the student alone",
+        ]
+
+    def test_entries_hold_as_long_as_the_recipe_does(self, base):
+        methods, _ = resolve_methods(base, ["channelwise", "both"])
+        plan = self.seconds(base, methods)
+        assert set(current(plan, base, methods)) == {"none", "channelwise", "both"}
+        weight = load_recipe(base.model_dump(mode="json"), {"terms.0.weight": 9.0})
+        changed, _ = resolve_methods(weight, ["channelwise", "both"])
+        assert set(current(plan, weight, changed)) == {"none", "both"}
+        batch = load_recipe(base.model_dump(mode="json"), {"train.batch_size": 2})
+        assert current(plan, batch, resolve_methods(batch, ["channelwise", "both"])[0]) == {}
+        assert current(None, base, methods) == {}
+
+    def test_a_damaged_plan(self, tmp_path):
+        (tmp_path / "plan.json").write_text('{"schema": 1}')
+        with pytest.raises(RunError, match=r"plan\.json: not a plan of schema 1: budget: Field required"):
+            read_plan(tmp_path)
+
+    def test_arithmetic(self):
+        assert steps_for(100, 0.5, 1.25) == 40
+        assert steps_for(3, 0.001, 100.0) == 1
+        assert median_of([[1.0, 5.0], [2.0]]) == (2.0, 3)
+
+
+class TestShares:
+    def test_one_at_a_time_is_left_to_the_recipe(self):
+        found = share_out(1, cores=8, gpus=0, environment={})
+        assert (found.threads, found.places, found.told) == (None, ({},), ())
+
+    @pytest.mark.parametrize(("jobs", "cores", "asked", "threads"), [(2, 8, None, 4), (3, 8, None, 2), (2, 8, 1, 1)])
+    def test_threads(self, jobs, cores, asked, threads):
+        found = share_out(jobs, cores=cores, gpus=0, asked_threads=asked, environment={})
+        assert found.threads == threads
+        assert found.places == ({"OMP_NUM_THREADS": str(threads)},) * jobs
+
+    def test_more_runs_than_cpus(self):
+        found = share_out(3, cores=2, gpus=0, environment={})
+        assert found.threads == 1
+        assert found.told == ("--jobs 3: more runs at a time than the 2 CPUs here; each gets one thread",)
+
+    def test_a_gpu_each(self):
+        found = share_out(3, cores=16, gpus=2, environment={})
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in found.places] == ["0", "1", "0"]
+        assert found.told == ("--jobs 3: more runs at a time than the 2 GPUs here; they share them",)
+        found = share_out(2, cores=16, gpus=2, environment={"CUDA_VISIBLE_DEVICES": "5, GPU-abc"})
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in found.places] == ["5", "GPU-abc"]
+        found = share_out(2, cores=16, gpus=1, environment={})
+        assert all("CUDA_VISIBLE_DEVICES" not in place for place in found.places)
+
+    def test_no_run_at_a_time(self):
+        with pytest.raises(ConfigError, match="--jobs 0: expected 1 or more"):
+            share_out(0, cores=8, gpus=0)
