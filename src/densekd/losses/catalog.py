@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from densekd.errors import ArgumentError, nearest
+from densekd.losses.attention import AttentionTransfer
 from densekd.losses.base import DistillationLoss
+from densekd.losses.channelmean import ChannelMean
 from densekd.losses.channelwise import ChannelWise
 from densekd.losses.crossimage import CrossImage
 from densekd.losses.decoupled import Decoupled
 from densekd.losses.dist import Dist
 from densekd.losses.feature import FeatureMimic
 from densekd.losses.holistic import Holistic
+from densekd.losses.intraclass import IntraClass
+from densekd.losses.local import LocalAffinity
 from densekd.losses.masked import MaskedGenerative
+from densekd.losses.pairwise import PairWise
 from densekd.losses.pearson import Pearson
 from densekd.losses.pixelwise import PixelWise
 
@@ -22,8 +27,13 @@ from densekd.losses.pixelwise import PixelWise
 METHODS: dict[str, type[DistillationLoss]] = {
     "channelwise": ChannelWise,
     "pixelwise": PixelWise,
+    "pairwise": PairWise,
     "holistic": Holistic,
+    "intraclass": IntraClass,
+    "attention": AttentionTransfer,
+    "local": LocalAffinity,
     "feature": FeatureMimic,
+    "channelmean": ChannelMean,
     "crossimage": CrossImage,
     "dist": Dist,
     "pearson": Pearson,
