@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from densekd.bench import methods, runner
 from densekd.bench.contender import Contender, contender, make_maps
-from densekd.cli.main import app
+from densekd.cli.app import app
 from densekd.errors import ArgumentError, DensekdError, ShapeError
 from densekd.losses.base import Adversary, DistillationLoss
 from densekd.losses.catalog import METHODS
@@ -27,9 +27,9 @@ class Plain(DistillationLoss):
     name: ClassVar[str] = "plain"
     cost: ClassVar[str] = "N C P"
 
-    def __init__(self, factor: float = 2.0) -> None:
+    def __init__(self, factor: float | None = None, width: int | None = None) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor = 3.0 if factor is None else factor
         self.seen: list[torch.Tensor | None] = []
 
     def bind(self, student_shape, teacher_shape, num_classes):
@@ -143,6 +143,7 @@ def test_an_adversary_is_part_of_the_cost(monkeypatch):
     add(monkeypatch, plain=Plain, playing=Playing)
     found = {case.variant: case for case in methods.run(methods=["plain", "playing"], maps=_logits(), rounds=1).cases}
     assert found["plain"].extra["extra_parameters"] == 3
+    assert found["plain"].extra["options"] == "factor=3.0"  # what was chosen, and nothing of what was not
     assert found["playing"].extra["extra_parameters"] == 3 + (3 + 1)
     assert found["playing"].extra["held_bytes"] == 4 * 7
     one = contender("playing", *make_maps(_logits()["logits"], 3, torch.device("cpu")), 3)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from densekd.bench import runner
 from densekd.bench.contender import Contender, Shape, contender, make_maps
 from densekd.errors import ArgumentError, DensekdError, nearest
+from densekd.losses.base import DistillationLoss
 from densekd.losses.catalog import METHODS, loss_options, make_loss
 from densekd.records import BenchCase, BenchRecord
 
@@ -229,7 +230,6 @@ def _measure(
 
 def _case(label: str, one: Contender, timings: Mapping[str, runner.Timing], peak: int, shape: Shape) -> BenchCase:
     timing, reference = timings[one.name], timings[REFERENCE]
-    options = {} if one.loss is None else loss_options(one.name)
     return BenchCase(
         name=label,
         variant=one.name,
@@ -246,7 +246,13 @@ def _case(label: str, one: Contender, timings: Mapping[str, runner.Timing], peak
             "held_bytes": one.held_bytes(),
             "extra_parameters": sum(parameter.numel() for parameter in one.parameters()),
             "cost": "N C P" if one.loss is None else one.loss.cost or "not stated",
-            "options": ", ".join(f"{key}={value}" for key, value in options.items()),
+            "options": "" if one.loss is None else _options(one.name, one.loss),
             "device": one.student.device.type,
         },
     )
+
+
+def _options(name: str, loss: DistillationLoss) -> str:
+    """The options the loss ran with: where a default means "choose", what it chose."""
+    values = {key: getattr(loss, key, default) for key, default in loss_options(name).items()}
+    return ", ".join(f"{key}={value}" for key, value in values.items() if isinstance(value, bool | int | float | str))
