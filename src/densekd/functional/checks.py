@@ -13,11 +13,8 @@ from densekd.errors import ArgumentError, DtypeError, ShapeError, nearest
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_maps(student: Any, teacher: Any, *, same_shape: bool = True, same_channels: bool = True) -> None:
-    """Two floating-point maps (N, C, *spatial) on one device, of one shape unless told otherwise.
-
-    Without `same_channels` the shapes agree in all but C.
-    """
+def check_maps(student: Any, teacher: Any, *, same_channels: bool = True) -> None:
+    """Two floating-point maps (N, C, *spatial) on one device and of one shape; without `same_channels`, in all but C."""
     for name, value in (("student", student), ("teacher", teacher)):
         if not isinstance(value, Tensor):
             raise DtypeError(
@@ -45,8 +42,6 @@ def check_maps(student: Any, teacher: Any, *, same_shape: bool = True, same_chan
         raise ArgumentError(
             f"student is on {student.device}, teacher on {teacher.device}; move one of them with .to(device)"
         )
-    if not same_shape:
-        return
     compared = [x.shape if same_channels else x.shape[:1] + x.shape[2:] for x in (student, teacher)]
     if compared[0] != compared[1]:
         raise ShapeError(_shape_message(student.shape, teacher.shape, same_channels))
