@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from densekd.runs import Run as Run
     from densekd.runs import distill as distill
     from densekd.runs import train as train
+    from densekd.study import Study as Study
+    from densekd.study import compare as compare
     from densekd.teacher import TeacherInput as TeacherInput
     from densekd.teacher import TeacherSource as TeacherSource
+    from densekd.tuning import Tuned as Tuned
+    from densekd.tuning import tune as tune
 
 # public name -> module that defines it; a module stands for itself
 _NAMES = {
@@ -30,14 +34,18 @@ _NAMES = {
     "Distiller": "densekd.distiller",
     "Report": "densekd.doctor",
     "Run": "densekd.runs",
+    "Study": "densekd.study",
     "TeacherInput": "densekd.teacher",
     "TeacherSource": "densekd.teacher",
     "Term": "densekd.distiller",
+    "Tuned": "densekd.tuning",
+    "compare": "densekd.study",
     "distill": "densekd.runs",
     "functional": "densekd.functional",
     "losses": "densekd.losses",
     "preflight": "densekd.doctor",
     "train": "densekd.runs",
+    "tune": "densekd.tuning",
 }
 
 __all__ = ["__version__", *sorted(_NAMES)]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, compare, demo, listing, looking, training
+from densekd.cli import bench, compare, demo, listing, looking, training, tune
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
 
@@ -45,6 +45,7 @@ app.command("evaluate")(looking.evaluate)
 app.command("predict")(looking.predict)
 app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
+app.command("tune")(tune.tune)
 app.add_typer(bench.app, name="bench")
 app.command("list")(listing.list_things)
 

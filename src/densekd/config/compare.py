@@ -10,7 +10,7 @@ from densekd.spec import Spec
 from densekd.training.specs import TermSpec
 
 Where = Literal["logits", "features", "logits+features"]
-Label = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+Label = Annotated[str, Field(pattern=r"^\w[\w.+@-]*$")]
 
 
 class FeatureTaps(Spec):

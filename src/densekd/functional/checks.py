@@ -14,7 +14,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_maps(student: Any, teacher: Any, *, same_channels: bool = True) -> None:
-    """Two floating-point maps (N, C, *spatial) on one device and of one shape; without `same_channels`, in all but C."""
+    """Two floating-point maps (N, C, *spatial) on one device and of one shape; if not `same_channels`, in all but C."""
     for name, value in (("student", student), ("teacher", teacher)):
         if not isinstance(value, Tensor):
             raise DtypeError(

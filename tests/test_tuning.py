@@ -1,0 +1,98 @@
+"""Sweeps of weight and temperature: what is tried, that the validation set stays shut, what is chosen and written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from densekd.cli.app import call
+from densekd.config import load_recipe
+from densekd.errors import ConfigError
+from densekd.runs import train
+from densekd.study import Method
+from densekd.training.specs import TermSpec
+from densekd.tuning import candidates, tune
+from runkit import distillation, make_place, recipe
+
+CWD = Method("channelwise", "logits", (TermSpec(method="channelwise", weight=3.0, options={"divergence": "mse"}),))
+BOTH = Method("both", "logits", (TermSpec(method="channelwise", weight=3.0), TermSpec(method="feature", weight=0.5)))
+
+
+def test_every_factor_meets_every_temperature() -> None:
+    found = candidates(CWD, (0.1, 3.0), (1.0, 4.0))
+    assert [c.label for c in found] == [
+        "channelwise-w0.1-t1",
+        "channelwise-w3-t1",
+        "channelwise-w0.1-t4",
+        "channelwise-w3-t4",
+    ]
+    assert [c.terms[0].weight for c in found] == [0.3, 9.0, 0.3, 9.0]
+    assert found[0].terms[0].options == {"divergence": "mse", "temperature": 1.0}
+    assert {c.method for c in found} == {"channelwise"}
+
+
+def test_all_terms_of_a_method_move_together_and_those_without_temperature_keep_their_options() -> None:
+    (found,) = candidates(BOTH, (2.0,), (1.5,))
+    assert [term.weight for term in found.terms] == [6.0, 1.0]
+    assert [term.options for term in found.terms] == [{"temperature": 1.5}, {}]
+    (cold,) = candidates(Method("feature", "logits", BOTH.terms[1:]), (2.0,), (1.5,))
+    assert (cold.label, cold.temperature) == ("feature-w2", None)
+
+
+@pytest.mark.parametrize("factors", [(), (0.0,), (1.0, 1.0), (float("nan"),), (-1.0, 2.0)])
+def test_bad_factors_are_refused(factors: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"--factors .*expected different positive numbers"):
+        candidates(CWD, factors, ())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_place(tmp_path_factory.mktemp("tuning"))
+    train(recipe(root, student={"model": f"{root}/nets.py:teacher"}), out=root / "teacher")
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(b"nobody may read this")
+    return root
+
+
+@pytest.mark.slow
+def test_a_sweep_never_reads_the_validation_set_and_writes_the_best(place: Path) -> None:
+    base = distillation(place, place / "teacher")
+    with pytest.raises(ConfigError, match=r"--group is missing: a regular expression that finds a file's group"):
+        tune(base, out=place / "none")
+    tuned = tune(
+        base, methods=["channelwise"], factors=(0.1, 100.0), steps=3, group=r"\d", fraction=0.3, out=place / "sweep"
+    )
+    assert [row["method"] for row in tuned.rows()][1:] == ["student alone", "channelwise-w0.1", "channelwise-w100"]
+    lines = {line.name: line for line in tuned.study.record.methods}
+    best = tuned.chosen["channelwise"]
+    means = {name: line.final.mean for name, line in lines.items() if line.final is not None and name != "none"}
+    assert means[best.label] == max(means.values())
+    assert all(len(run.record.final.iou) == 3 for runs in tuned.study.runs.values() for run in runs.values())
+    assert {run.record.final.images for runs in tuned.study.runs.values() for run in runs.values()} == {3}
+    assert any(re.search("is the (smallest|largest) tried: widen --factors", line) for line in tuned.remarks)
+    written = load_recipe(tuned.recipe)
+    assert written.data.holdout is None
+    assert written.train.steps == 6
+    assert written.compare.methods["channelwise"].terms == best.terms == written.terms
+    assert [term.weight for term in written.terms] == [3.0 * best.factor, 1.0 * best.factor]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--factors", "1,x"], "--factors '1,x': expected numbers with commas between"),
+        (["--methods", "chanelwise"], "did you mean 'channelwise'"),
+        (["--holdout", "2"], "--holdout 2: expected a share of the training images"),
+        (["--steps", "0"], "--steps 0: expected 1 or more"),
+        (["--seeds", "0,0"], "--seeds 0,0: expected different numbers"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        call(["tune", "demo", "teacher.untrained=true", *words])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
