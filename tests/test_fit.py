@@ -35,6 +35,7 @@ def recipe(stored: list[int], **augment: Any) -> dict[str, Any]:
     ("stored", "augment", "told"),
     [
         ([64, 64], {"crop": [60, 64]}, r"data\.augment\.crop: \[60,64\].*student.*multiples of 8.*crop=\[64,64\]"),
+        ([64, 64], {"crop": [33, 33]}, r"data\.augment\.crop: \[33,33\].*student.*multiples of 8.*crop=\[40,40\]"),
         ([64, 64], {"size": [66, 50]}, r"data\.augment\.size: \[66,50\].*data\.augment\.size=\[72,56\]"),
         ([64, 64], {"size": [64, 64], "crop": [32, 31]}, r"data\.augment\.crop: \[32,31\].*crop=\[32,32\]"),
         ([50, 70], {}, r"data\.augment\.crop: is not set and the images are stored as \[50,70\].*crop=\[56,72\]"),
@@ -60,6 +61,13 @@ def test_the_teacher(tmp_path: Path, size: list[int] | None, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         distill(asked, out=tmp_path / "run", progress=Watching())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_with_a_size_of_its_own_never_sees_the_students(tmp_path: Path) -> None:
+    asked = recipe([64, 64], crop=[40, 64]) | {"teacher": {**TEACHER, "size": [64, 64]}, "terms": [{}]}
+    asked["preflight"] = {"teacher_images": 2, "on_problem": "warn"}
+    assert distill(asked, out=tmp_path / "run").record.status == "done"
 
 
 def test_what_fits_and_what_is_only_evaluated() -> None:
