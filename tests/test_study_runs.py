@@ -70,7 +70,7 @@ class TestBeforeAnyTraining:
         names = prepared(place, tmp_path / "s", labels, progress=watch).look()
         assert names == ["none-s0", "channelwise-s0", "both-s0", "channelwise@features-s0"]
         assert not (tmp_path / "s").exists()
-        assert any("4 of 4 runs to do, about 1 minutes at most" in line for line in watch.lines)
+        assert any("4 of 4 runs to do, about 1 min" in line for line in watch.lines)
 
     def test_a_method_that_cannot_stand_at_its_tap(self, place, tmp_path):
         comparison = prepared(place, tmp_path / "s", ["channelwise", "pixelwise@features"])
@@ -164,7 +164,7 @@ class TestRuns:
         watch = Keeping()
         study = compare(raw, methods=["both", "wild"], seeds=[0], jobs=2, out=folder, progress=watch)
 
-        assert watch.endings["wild-s0"].startswith("failed: step 1: not finite")
+        assert watch.endings["wild-s0"].startswith("failed: step 1: the gradient as a whole is not finite")
         assert watch.endings["none-s0"].startswith("done: mIoU")
         assert watch.counts[-1] == (3, 3)
         record = StudyRecord.model_validate_json((folder / "study.json").read_text())

@@ -56,6 +56,11 @@ class Board(Silent):
         self._rows[name] = _Row(self, name, self._bars)
         return self._rows[name]
 
+    def counting(self, what: str, done: int, total: int) -> None:
+        if what not in self._rows:
+            self._rows[what] = _Row(self, what, self._bars)
+        self._rows[what].count("", done, total)
+
     def ended(self, name: str, words: str) -> None:
         self._drop(name)
         self.said(f"{name}: {words}")
@@ -71,15 +76,15 @@ class Board(Silent):
         self._bars.update(self._whole, completed=done)
 
     def said(self, line: str) -> None:
+        self._told.add(line)
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
             complain(line)
 
     def said_by(self, name: str, line: str) -> None:
-        """A line of one run's: shown if no other run has said the same."""
-        if line not in self._told:
-            self._told.add(line)
+        """A line of one run's: shown if neither the checks nor another run have said the same."""
+        if not any(told.endswith(line) for told in self._told):
             self.said(f"{name}: {line}")
 
     def _drop(self, name: str) -> None:
@@ -101,30 +106,32 @@ class _Row(Quiet):
             self._bars.remove_task(self._task)
             self._task = None
 
-    def _count(self, what: str, done: int, total: int, note: str = "") -> None:
+    def count(self, what: str, done: int, total: int, note: str = "") -> None:
+        """So much of some work is done; a bar for each kind of it, one at a time."""
         if self._bars is None:
             if time.monotonic() - self._last > _PLAIN_SECONDS:
                 self._last = time.monotonic()
                 complain("\t".join(filter(None, (self._name, what, f"{done}/{total}", note))))
             return
+        name = f"{self._name}: {what}" if what else self._name
         if what != self._what:  # a bar of its own, so that the time left is of this work alone
             self.drop()
             self._what = what
         if self._task is None:
-            self._task = self._bars.add_task(f"{self._name}: {what}", total=total, note="")
+            self._task = self._bars.add_task(name, total=total, note="")
         self._bars.update(self._task, completed=done, total=total, note=note)
 
     def checking(self, done: int, total: int) -> None:
-        self._count("checking files", done, total)
+        self.count("checking files", done, total)
 
     def examining(self, done: int, images: int) -> None:
-        self._count("examining the teacher", done, images)
+        self.count("examining the teacher", done, images)
 
     def evaluating(self, done: int, images: int) -> None:
-        self._count("evaluating", done, images)
+        self.count("evaluating", done, images)
 
     def step(self, taken: int, steps: int, result: StepResult) -> None:
-        self._count("training", taken, steps, f"loss {result.loss:.3f}{self._miou}")
+        self.count("training", taken, steps, f"loss {result.loss:.3f}{self._miou}")
 
     def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
         self._miou = f"  mIoU {100 * scores.miou:.1f}"

@@ -21,6 +21,7 @@ from densekd.runs.progress import Quiet
 from densekd.runs.readiness import check_readiness
 from densekd.runs.rehearsal import rehearse
 from densekd.study.methods import NONE, Method
+from densekd.study.progress import Silent
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ def lengths(opened: Opened, base: Recipe, methods: Sequence[Method], seed: int) 
 
 
 def require_ready(
-    opened: Opened, recipes: Sequence[tuple[Method, Recipe]], folder: Path, watch: Quiet
+    opened: Opened, recipes: Sequence[tuple[Method, Recipe]], folder: Path, watch: Silent
 ) -> tuple[dict[str, Forecast], list[str]]:
     """Build every method's distiller and check it on the first training batch, the teacher with the first of them.
 
     Args:
         recipes: the methods that have runs to do, with the recipe of one of them.
         folder: the study's, for the free disk.
+        watch: sees how many were checked.
 
     Returns:
         What a run of each method will cost, and lines for the user.
@@ -81,14 +83,12 @@ def require_ready(
     told = list(opened.parts.notices)
     problems: list[str] = []
     forecasts: dict[str, Forecast] = {}
-    examined = False
-    for method, recipe in recipes:
-        if method.name == NONE:
-            continue
-        if examined:
+    distilled = [(method, recipe) for method, recipe in recipes if method.name != NONE]
+    for place, (method, recipe) in enumerate(distilled):
+        if place:
             recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
-        cost, lines, wrong = _look(opened, method, recipe, folder, watch)
-        examined = True
+        watch.counting("checking methods", place, len(distilled))
+        cost, lines, wrong = _look(opened, method, recipe, folder, watch.run("check"))
         told += lines
         problems += wrong
         if cost is None:  # its forward pass fails: no warning would make that a run

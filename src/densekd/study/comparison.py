@@ -129,7 +129,7 @@ class Comparison:
     def _check(self, opened: Opened, tasks: Sequence[Task]) -> None:
         todo = [task for task in tasks if task.action != "keep"]
         recipes = [(task.method, task.recipe) for task in {t.method.name: t for t in reversed(todo)}.values()]
-        forecasts, lines = require_ready(opened, recipes, self.folder, self.watch.run("check"))
+        forecasts, lines = require_ready(opened, recipes, self.folder, self.watch)
         self._say(lines)
         counted = f"{len(todo)} of {len(tasks)} runs to do"
         if self.budget == "steps" and forecasts:
@@ -137,7 +137,7 @@ class Comparison:
             least = min(cost.total_seconds for cost in forecasts.values())
             known = {name: cost.total_seconds for name, cost in forecasts.items()}
             seconds = sum(known.get(task.method.name, least) for task in todo) / len(self.share.places)
-            counted += f", about {max(1, round(seconds / 60))} minutes at most"
+            counted += f", about {max(1, round(seconds / 60))} min"
         self.watch.said(counted)
 
     def _plan(self, before: StudyPlan | None, steps: Mapping[str, int]) -> StudyPlan:

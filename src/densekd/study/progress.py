@@ -29,6 +29,9 @@ class Silent:
         """What watches the run (or the check) of this name, which begins."""
         return Quiet()
 
+    def counting(self, what: str, done: int, total: int) -> None:
+        """So much of the work before the runs is done."""
+
     def ended(self, name: str, words: str) -> None:
         """The run of this name ended: how."""
 
