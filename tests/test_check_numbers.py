@@ -269,3 +269,19 @@ def test_write_says_what_it_cannot_fill(tool: Any, repository: Path, capsys: pyt
     assert check(tool, repository, PAGE, "--write") == 1
     assert "there is no record" in capsys.readouterr().err
     assert "72.0" in visible((repository / "README.md").read_text()), "the other marks are filled all the same"
+
+
+def test_a_table_of_a_study_with_a_failed_method_and_a_teacher_that_no_run_made(tool: Any, repository: Path) -> None:
+    changed = study()
+    changed["teacher"]["total_seconds"] = None
+    changed["methods"][1] |= {"final": None, "best": None, "gain": None, "seeds": [], "extra_splits": {}}
+    changed["methods"][1]["cost"] = {"total_seconds": None}
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
+    text = "<!-- table: study demo.json -->\n<!-- /table -->\n"
+    assert check(tool, repository, text, "--write") == 0
+    rows = [re.sub(r"<!--.*?-->", "", line) for line in (repository / "README.md").read_text().splitlines()]
+    assert [row for row in rows if row.startswith("| teacher")] == [
+        "| teacher | 72.0 | 60.0 |  |  | 11.00 M | 2.00 | - |"
+    ]
+    assert rows[-2].startswith("| student, channelwise | failed | failed |  | 0 |")
+    assert check(tool, repository, (repository / "README.md").read_text()) == 0

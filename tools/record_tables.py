@@ -23,27 +23,33 @@ def _title(name: str) -> str:
 
 
 def study(file: str, record: dict[str, Any]) -> list[str]:
-    """Teacher, then a row per method: mIoU in percent (final weights; mean ± sd over the seeds), gain, cost."""
+    """Teacher, then a row per method: mIoU in percent (final weights; mean ± sd over the seeds), gain, cost.
+
+    A dash: not known (a teacher that no run made, for instance). `failed`: no run of the method finished.
+    """
     splits = sorted(record["teacher"].get("extra_splits") or {})
     several = any(len(method["seeds"]) > 1 for method in record["methods"])
     header = ["", "mIoU", *(f"mIoU, {split}" for split in splits), "gain", "seeds"]
     header += ["parameters", "GFLOPs", "training, s"]
 
-    def cost(network: dict[str, Any] | None, place: str, seconds: str) -> list[str]:
+    def cost(network: dict[str, Any] | None, place: str, seconds: str, trained: float | None) -> list[str]:
         known = {key for key, value in (network or {}).items() if value is not None}
         return [
             f"{_mark(file, f'{place}.parameters / 1e6 .2f')} M" if "parameters" in known else "-",
             _mark(file, f"{place}.flops / 1e9 .2f") if "flops" in known else "-",
-            _mark(file, f"{seconds} .0f"),
+            _mark(file, f"{seconds} .0f") if trained is not None else "-",
         ]
 
-    def score(place: str) -> str:
+    def score(place: str, scores: dict[str, Any] | None) -> str:
+        if scores is None:
+            return "failed"
         spread = f" ± {_mark(file, f'{place}.sd * 100 .1f')}" if several else ""
         return f"{_mark(file, f'{place}.mean * 100 .1f')}{spread}"
 
     teacher = [_mark(file, "teacher.miou * 100 .1f")]
     teacher += [_mark(file, f"teacher.extra_splits.{split} * 100 .1f") for split in splits]
-    rows = [["teacher", *teacher, "", "", *cost(record["teacher"], "teacher", "teacher.total_seconds")]]
+    trained = record["teacher"].get("total_seconds")
+    rows = [["teacher", *teacher, "", "", *cost(record["teacher"], "teacher", "teacher.total_seconds", trained)]]
     for method in record["methods"]:
         place = f"methods[name={method['name']}]"
         gain = ""
@@ -52,9 +58,12 @@ def study(file: str, record: dict[str, Any]) -> list[str]:
             if several:
                 low, high = (_mark(file, f"{place}.gain.{end} * 100 +.1f") for end in ("low", "high"))
                 gain += f" [{low}, {high}]"
-        scores = [score(f"{place}.final"), *(score(f"{place}.extra_splits.{split}") for split in splits)]
+        further = method.get("extra_splits") or {}
+        scores = [score(f"{place}.final", method["final"])]
+        scores += [score(f"{place}.extra_splits.{split}", further.get(split)) for split in splits]
         seeds = _mark(file, f"{place}.seeds.#")
-        cells = cost(method.get("student"), f"{place}.student", f"{place}.cost.total_seconds")
+        spent = method["cost"].get("total_seconds")
+        cells = cost(method.get("student"), f"{place}.student", f"{place}.cost.total_seconds", spent)
         rows.append([_title(method["name"]), *scores, gain, seeds, *cells])
     return _rows(header, rows)
 
