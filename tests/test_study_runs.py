@@ -20,9 +20,12 @@ from densekd.losses import DistillationLoss
 from densekd.losses.catalog import METHODS
 from densekd.records import StudyRecord
 from densekd.runs import Run
+from densekd.runs.progress import Quiet
 from densekd.study import compare, prepare
+from densekd.study.check import open_study
 from densekd.study.machine import share_out
 from densekd.study.pool import Job, _death, run_jobs
+from densekd.study.teacher import score_teacher
 from runkit import recipe
 from studykit import Keeping, comparable_recipe, place_with_teacher
 
@@ -123,6 +126,24 @@ class TestBeforeAnyTraining:
         with pytest.raises(ConfigError, match="key 'teacher' is missing"):
             prepared(place, tmp_path / "s", raw=raw)
 
+    def test_settings_of_one_loss_are_checked_once_and_their_options_each(self, place, tmp_path, monkeypatch):
+        from densekd.study import check
+
+        looked, look = [], check._look
+        monkeypatch.setattr(check, "_look", lambda *given: looked.append(given[1].name) or look(*given))
+        raw = comparable_recipe(place)
+        tried = [(1.0, 4.0), (9.0, 4.0), (9.0, 1.0)]
+        raw["compare"]["methods"] = {
+            f"try{number}": {"terms": [{"weight": weight, "options": {"temperature": temperature}}]}
+            for number, (weight, temperature) in enumerate(tried)
+        }
+        watch = Keeping()
+        assert len(prepared(place, tmp_path / "s", list(raw["compare"]["methods"]), raw, progress=watch).look()) == 4
+        assert looked == ["try0"]
+        raw["compare"]["methods"]["try2"]["terms"][0]["options"]["temperature"] = -1
+        with pytest.raises(ConfigError, match=r"method 'try2': .*temperature"):
+            prepared(place, tmp_path / "s", ["try0", "try2"], raw).look()
+
     def test_a_warm_up_that_would_not_end(self, place, tmp_path):
         raw = comparable_recipe(place)
         raw["compare"]["methods"]["both"]["terms"][0]["warmup_steps"] = 6
@@ -152,6 +173,53 @@ class TestBeforeAnyTraining:
     def test_the_default_folder(self, place, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert prepare(comparable_recipe(place), methods=None, seeds=[0]).folder == Path("runs/tiny-compare")
+
+
+class TestTeacher:
+    def opened(self, place, **changes):
+        return open_study(load_recipe(comparable_recipe(place, **changes)), Quiet())
+
+    def test_it_is_scored_whole_once(self, place, tmp_path):
+        opened = self.opened(place)
+        found = score_teacher(opened, tmp_path, Quiet())
+        own = Run.load(place / "teacher").record
+        assert (found.miou, found.iou, found.images) == (own.best.miou, own.best.iou, 4)
+        assert (found.steps, found.parameters) == (12, own.student.parameters)
+        assert found.sha256 == opened.sha256
+
+        class Nothing(Quiet):
+            def evaluating(self, done, images):
+                raise AssertionError("scored again")
+
+        assert score_teacher(opened, tmp_path, Nothing()) == found
+        with pytest.raises(AssertionError, match="scored again"):  # other data: other scores
+            score_teacher(self.opened(place, task={"dice": 1.0}), tmp_path, Nothing())
+        (tmp_path / "teacher.json").write_text("{")
+        assert score_teacher(opened, tmp_path, Quiet()) == found
+
+    def test_further_splits(self, place, tmp_path):
+        raw = comparable_recipe(place)
+        raw["data"]["extra"] = {"again": {"split": "val"}, "seen": {"split": "train"}}
+        found = score_teacher(open_study(load_recipe(raw), Quiet()), tmp_path, Quiet())
+        assert found.extra_splits["again"] == found.miou
+        assert 0 < found.extra_splits["seen"] < 1
+
+    def test_its_own_normalisation_is_used(self, place, tmp_path):
+        raw = comparable_recipe(place)
+        raw["teacher"] |= {"mean": [0.9, 0.1, 0.5], "std": [0.1, 0.9, 0.5]}
+        other = score_teacher(open_study(load_recipe(raw), Quiet()), tmp_path, Quiet())
+        assert other.miou != score_teacher(self.opened(place), tmp_path / "b", Quiet()).miou
+
+    def test_one_that_gives_features_has_no_scores(self, place, tmp_path):
+        raw = comparable_recipe(place)
+        raw["teacher"] = {"model": f"{place}/nets.py:features", "untrained": True}
+        with (place / "nets.py").open("a") as stream:
+            stream.write(
+                "\n\ndef features(num_classes: int) -> nn.Module:\n    return nn.Conv2d(3, 12, 3, padding=1)\n"
+            )
+        found = score_teacher(open_study(load_recipe(raw), Quiet()), tmp_path, Quiet())
+        assert (found.miou, found.iou, found.extra_splits) == (None, {}, {})
+        assert found.parameters > 0
 
 
 @pytest.mark.slow
@@ -322,7 +390,7 @@ class TestInterruptions:
         assert child.returncode == 0, err
         record = StudyRecord.model_validate(json.loads(out))
         assert [line.steps for line in record.methods] == [1500, 1500]
-        assert all("resuming from" in err for _ in [0])
+        assert "resuming from" in err
         assert record.command.startswith("densekd compare r.yaml")
         assert {one.status for one in self.records(tmp_path)} == {"done"}
 

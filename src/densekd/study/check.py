@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from densekd.config import Recipe
-from densekd.errors import ConfigError
+from densekd.errors import ConfigError, DensekdError
 from densekd.failures import explained
+from densekd.losses.catalog import make_loss
 from densekd.models.digest import weights_digest
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
 from densekd.runs.forecast import Forecast
@@ -83,20 +85,42 @@ def require_ready(
     told = list(opened.parts.notices)
     problems: list[str] = []
     forecasts: dict[str, Forecast] = {}
+    looked: dict[str, Forecast] = {}
     distilled = [(method, recipe) for method, recipe in recipes if method.name != NONE]
     for place, (method, recipe) in enumerate(distilled):
-        if place:
-            recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
         watch.counting("checking methods", place, len(distilled))
+        kind = _kind(method)
+        if kind in looked:
+            forecasts[method.name] = looked[kind]
+            continue
+        if looked:
+            recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
         cost, lines, wrong = _look(opened, method, recipe, folder, watch.run("check"))
         told += lines
         problems += wrong
         if cost is None:  # its forward pass fails: no warning would make that a run
             raise ConfigError("\n".join(wrong))
-        forecasts[method.name] = cost
+        forecasts[method.name] = looked[kind] = cost
     if problems and opened.parts.recipe.preflight.on_problem == "stop":
         raise ConfigError("\n".join([*problems, "nothing was trained; preflight.on_problem=warn trains all the same"]))
     return forecasts, [*told, *problems]
+
+
+def _kind(method: Method) -> str:
+    """What a check depends on: settings of one loss that differ in weight, temperature and schedule are checked once.
+
+    Raises:
+        ConfigError: an option that the loss does not have, or a value that cannot be.
+    """
+    kinds = []
+    for term in method.terms:
+        try:
+            make_loss(term.method, dict(term.options))
+        except DensekdError as error:
+            raise ConfigError(_of(method, str(error))) from None
+        options = {key: value for key, value in term.options.items() if key != "temperature"}
+        kinds.append([term.method, term.student, term.teacher, term.name, sorted(options.items())])
+    return json.dumps(kinds)
 
 
 def _look(

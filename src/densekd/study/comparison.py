@@ -128,7 +128,10 @@ class Comparison:
 
     def _check(self, opened: Opened, tasks: Sequence[Task]) -> None:
         todo = [task for task in tasks if task.action != "keep"]
-        recipes = [(task.method, task.recipe) for task in {t.method.name: t for t in reversed(todo)}.values()]
+        first: dict[str, Task] = {}
+        for task in todo:
+            first.setdefault(task.method.name, task)
+        recipes = [(task.method, task.recipe) for task in first.values()]
         forecasts, lines = require_ready(opened, recipes, self.folder, self.watch)
         self._say(lines)
         counted = f"{len(todo)} of {len(tasks)} runs to do"
