@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from densekd.cli.guard import complain
+from densekd.cli.show import bars
 from densekd.runs.progress import Quiet
 from densekd.study.progress import Silent
 
@@ -27,20 +26,10 @@ class Board(Silent):
     """
 
     def __init__(self) -> None:
-        self._bars: Progress | None = None
+        self._bars = bars()
         self._whole: TaskID | None = None
         self._rows: dict[str, _Row] = {}
         self._told: set[str] = set()
-        if sys.stderr.isatty():
-            self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
 
     def __enter__(self) -> Self:
         if self._bars is not None:

@@ -53,26 +53,31 @@ def table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: st
     Console().print(drawn)
 
 
+def bars() -> Progress | None:
+    """Progress bars on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
 class Watch:
     """Progress of a run on stderr; the shape of `densekd.runs.execute.Quiet`."""
 
     def __init__(self, label: str = "") -> None:
         self.label = label
-        self._bar: Progress | None = None
+        self._bar = bars()
         self._tasks: dict[str, TaskID] = {}
         self._last = 0.0
         self._miou: float | None = None
         self._header = False
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
 
     def __enter__(self) -> Watch:
         if self._bar is not None:
