@@ -73,7 +73,11 @@ class TestBeforeAnyTraining:
         names = prepared(place, tmp_path / "s", labels, progress=watch).look()
         assert names == ["none-s0", "channelwise-s0", "both-s0", "channelwise@features-s0"]
         assert not (tmp_path / "s").exists()
-        assert any("4 of 4 runs to do, about 1 min" in line for line in watch.lines)
+        assert watch.lines.count("4 of 4 runs to do, about 1 min") == 1
+        # What all methods say is said once; what one says, with its name.
+        adapter = "method 'channelwise@features': term 'channelwise:2': adapter: 1x1 convolution 6 -> 10 channels"
+        assert sum(line.startswith(adapter) for line in watch.lines) == 1
+        assert len(set(watch.lines)) == len(watch.lines)
 
     def test_a_method_that_cannot_stand_at_its_tap(self, place, tmp_path):
         comparison = prepared(place, tmp_path / "s", ["channelwise", "pixelwise@features"])

@@ -82,7 +82,7 @@ def require_ready(
     Raises:
         ConfigError: a method that cannot work here, and why; all problems that the checks of the others found.
     """
-    told = list(opened.parts.notices)
+    told: dict[str, list[Method]] = {}
     problems: list[str] = []
     forecasts: dict[str, Forecast] = {}
     looked: dict[str, Forecast] = {}
@@ -96,14 +96,17 @@ def require_ready(
         if looked:
             recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
         cost, lines, wrong = _look(opened, method, recipe, folder, watch.run("check"))
-        told += lines
+        for line in lines:
+            told.setdefault(line, []).append(method)
         problems += wrong
         if cost is None:  # its forward pass fails: no warning would make that a run
             raise ConfigError("\n".join(wrong))
         forecasts[method.name] = looked[kind] = cost
     if problems and opened.parts.recipe.preflight.on_problem == "stop":
         raise ConfigError("\n".join([*problems, "nothing was trained; preflight.on_problem=warn trains all the same"]))
-    return forecasts, [*told, *problems]
+    # What several methods say is of the networks, not of the methods.
+    said = [_of(which[0], line) if len(which) == 1 < len(looked) else line for line, which in told.items()]
+    return forecasts, [*dict.fromkeys(opened.parts.notices), *said, *problems]
 
 
 def _kind(method: Method) -> str:
@@ -146,7 +149,7 @@ def _look(
             torch.cuda.empty_cache()
     teachers = [] if found.exam is None else found.exam.problems  # no method's
     problems = [problem if problem in teachers else _of(method, problem) for problem in found.problems]
-    return found.forecast, [_of(method, line) for line in [*parts.notices, *found.notices]], problems
+    return found.forecast, [*parts.notices, *found.notices], problems
 
 
 def _of(method: Method, line: str) -> str:
