@@ -77,7 +77,7 @@ def record() -> BenchRecord:
 
 def test_record_holds_every_case_and_survives_json(record):
     assert BenchRecord.model_validate(json.loads(json.dumps(dump(record)))) == record
-    logits, features = "logits 2x3x16x24", "features 2x8x16x16"
+    logits, features = "logits:2x3x16x24", "features:2x8x16x16"
     expected = {(logits, name) for name in ("mse", "channelwise", "pixelwise", "feature")}
     expected |= {(features, name) for name in ("mse", "channelwise", "feature")}
     assert {(case.name, case.variant) for case in record.cases} == expected

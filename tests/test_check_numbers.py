@@ -285,3 +285,51 @@ def test_a_table_of_a_study_with_a_failed_method_and_a_teacher_that_no_run_made(
     ]
     assert rows[-2].startswith("| student, channelwise | failed | failed |  | 0 |")
     assert check(tool, repository, (repository / "README.md").read_text()) == 0
+
+
+def shown(repository: Path) -> list[str]:
+    return [re.sub(r"<!--.*?-->", "", line) for line in (repository / "README.md").read_text().splitlines()]
+
+
+def test_gains_stand_in_a_row_per_method_and_a_column_per_place(tool: Any, repository: Path) -> None:
+    changed = study()
+    distilled = changed["methods"][1]
+    changed["methods"] += [
+        {
+            **distilled,
+            "name": "channelwise@features",
+            "where": "features",
+            "gain": {"mean": 0.01, "low": 0, "high": 0.02},
+        },
+        {**distilled, "name": "pairwise@features", "where": "features", "final": None, "best": None, "gain": None},
+    ]
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
+    assert check(tool, repository, "<!-- table: gains demo.json -->\n<!-- /table -->\n", "--write") == 0
+    assert shown(repository)[1:-1] == [
+        "| gain, points of mIoU | logits | features |",
+        "| --- | ---: | ---: |",
+        "| channelwise | +3.0 [-1.0, +6.0] | +1.0 [+0.0, +2.0] |",
+        "| pairwise |  | failed |",
+    ]
+    assert check(tool, repository, (repository / "README.md").read_text()) == 0
+
+
+def test_costs_of_methods_are_multiples_of_the_plain_error(tool: Any, repository: Path) -> None:
+    record = bench()
+    (head, *_), extra = record["cases"], {"peak_maps": 2.0, "extra_parameters": 1234, "cost": "N C P"}
+    record["bench"] = "methods"
+    record["cases"] = [
+        {**head, "name": name, "variant": variant, "median_seconds": seconds, "extra": extra}
+        for name, variant, seconds in (
+            ("logits:2x3x4x4", "mse", 0.01),
+            ("logits:2x3x4x4", "dist", 0.025),
+            ("features:2x9x4x4", "mse", 0.02),
+        )
+    ]
+    (repository / "benchmarks" / "results" / "methods.json").write_text(json.dumps(record))
+    assert check(tool, repository, "<!-- table: methods methods.json -->\n<!-- /table -->\n", "--write") == 0
+    assert shown(repository)[3:-1] == [
+        "| `mse` | 1.0 | 2.0 | 1.0 | 2.0 | 1,234 | N C P |",
+        "| `dist` | 2.5 | 2.0 |  |  | 1,234 | N C P |",
+    ]
+    assert check(tool, repository, (repository / "README.md").read_text()) == 0

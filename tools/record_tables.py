@@ -1,6 +1,7 @@
 """Markdown tables made from records; every number in them is a mark that `check_numbers.py` fills.
 
-Kinds: `study` (methods of a study side by side), `classes` (IoU per class of a study), `loss` (`densekd bench loss`).
+Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place), `classes`
+(IoU per class of a study), `loss` (`densekd bench loss`), `methods` (`densekd bench methods`).
 """
 
 from __future__ import annotations
@@ -68,6 +69,24 @@ def study(file: str, record: dict[str, Any]) -> list[str]:
     return _rows(header, rows)
 
 
+def gains(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per method, a column per place where it stands: gain over the student alone, with its interval."""
+    compared = [method for method in record["methods"] if method["name"] != "none"]
+    places = [
+        where for where in ("logits", "features", "logits+features") if any(m["where"] == where for m in compared)
+    ]
+    cells: dict[str, dict[str, str]] = {}
+    for method in compared:
+        place, gain = f"methods[name={method['name']}]", "failed"
+        if method.get("gain") is not None:
+            mean, low, high = (_mark(file, f"{place}.gain.{key} * 100 +.1f") for key in ("mean", "low", "high"))
+            gain = f"{mean} [{low}, {high}]"
+        cells.setdefault(method["name"].partition("@")[0], {})[method["where"]] = gain
+    return _rows(
+        ["gain, points of mIoU", *places], [[name, *(row.get(p, "") for p in places)] for name, row in cells.items()]
+    )
+
+
 def classes(file: str, record: dict[str, Any]) -> list[str]:
     """A row per class: IoU in percent of the teacher and of each method (mean over the seeds, final weights)."""
 
@@ -97,4 +116,33 @@ def loss(file: str, record: dict[str, Any]) -> list[str]:
     return _rows(header, rows)
 
 
-KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {"study": study, "classes": classes, "loss": loss}
+def methods(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per loss: on each map its time as a multiple of a mean squared error's, and the maps of memory it takes."""
+    names = list(dict.fromkeys(case["name"] for case in record["cases"]))
+    known = {(case["name"], case["variant"]): case for case in record["cases"]}
+    header = ["loss"]
+    for name in names:
+        header += [f"{name}: time, times MSE", "memory, maps"]
+    rows = []
+    for variant in dict.fromkeys(case["variant"] for case in record["cases"]):
+        cells, cost, parameters = [], "", ""
+        for name in names:
+            if (name, variant) not in known:
+                cells += ["", ""]
+                continue
+            place, book = (f"cases[name={name},variant={which}]" for which in (variant, "mse"))
+            cells.append(_mark(file, f"{place}.median_seconds / {book}.median_seconds .1f"))
+            cells.append(_mark(file, f"{place}.extra.peak_maps .1f"))
+            cost = known[name, variant]["extra"]["cost"]
+            parameters = _mark(file, f"{place}.extra.extra_parameters ,d")
+        rows.append([f"`{variant}`", *cells, parameters, cost])
+    return _rows([*header, "parameters", "grows as"], rows)
+
+
+KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
+    "study": study,
+    "gains": gains,
+    "classes": classes,
+    "loss": loss,
+    "methods": methods,
+}

@@ -224,7 +224,7 @@ def _measure(
     timings = runner.interleave(
         {one.name: one for one in found}, rounds=rounds, warmup=_WARMUP, between=clear, tick=tick
     )
-    label = f"{kind} {'x'.join(map(str, shape))}" + (", cuda" if device.type == "cuda" else "")
+    label = f"{kind}:{'x'.join(map(str, shape))}" + (":cuda" if device.type == "cuda" else "")
     return [_case(label, one, timings, peaks[one.name], shape) for one in found]
 
 
