@@ -3,8 +3,8 @@
     python benchmarks/methods_study.py scenes --jobs 2
     python benchmarks/methods_study.py camvid --data PATH/camvid --weights PATH/weights --jobs 2
 
-First `densekd tune`: the weight of each method alone, times 0.2, 1 and 5, one seed, short runs, scored on a part of the
-training set (the last scenes; one drive of CamVid). Temperatures and other options stay at their defaults. Then
+First `densekd tune`: the weight of each method alone, times 0.04, 0.2, 1 and 5, one seed, short runs, scored on a part of
+the training set (the last scenes; one drive of CamVid). Temperatures and other options stay at their defaults. Then
 `densekd compare` with the chosen weights; combinations take the weights of their parts. The sweep and the comparison
 each leave a record in `results/`.
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd.cli.board import Board
+from densekd.cli.guard import guarded
 from densekd.cli.show import Watch, table
 from densekd.config import Recipe, load_recipe
 from densekd.errors import ConfigError
@@ -33,7 +34,7 @@ from densekd.training.specs import TermSpec
 from densekd.tuning import tune
 
 RESULTS = Path(__file__).parent / "results"
-FACTORS = (0.2, 1.0, 5.0)
+FACTORS = (0.04, 0.2, 1.0, 5.0)
 SEEDS = (0, 1, 2)
 
 #: methods alone, in the order of the table
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)()
