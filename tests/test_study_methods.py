@@ -131,6 +131,34 @@ class TestLabels:
         assert check_seeds((2, 0)) == [2, 0]
 
 
+class TestThePartOfTheRecipe:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"compare.method": 1}, r"unknown key 'compare\.method'; did you mean 'methods'"),
+            (
+                {"compare.methods": {"a": {"term": []}}},
+                r"methods\.a\.term'; did you mean 'terms'",
+            ),
+            (
+                {"compare.methods": {"a": {"terms": [{"wieght": 1}]}}},
+                r"terms\.0\.wieght'; did you mean 'weight'",
+            ),
+            ({"compare.methods": {"a": {"terms": []}}}, r"compare\.methods\.a\.terms: expected one term or more"),
+            (
+                {"compare.methods": {"none": {"terms": [{}]}}},
+                r"the label 'none' is the student alone",
+            ),
+            ({"compare.methods": {"a/b": {"terms": [{}]}}}, r"compare\.methods\.a/b: string should match"),
+            ({"compare.methods.both.where": "here"}, r"compare\.methods\.both\.where: input should be 'logits'"),
+            ({"compare.features": {"student": "a"}}, r"key 'compare\.features\.teacher' is missing"),
+        ],
+    )
+    def test_mistakes_name_their_key(self, base, changes, words):
+        with pytest.raises(ConfigError, match=words):
+            load_recipe(base.model_dump(mode="json"), changes)
+
+
 class TestTheSameForAll:
     def test_initial_weights_first_batch_and_schedule_by_digest(self, base):
         methods, _ = resolve_methods(base, ["channelwise", "pixelwise", "channelwise@features", "both"])

@@ -269,8 +269,9 @@ class TestRuns:
         with pytest.raises(RunError, match=r"both-s0 \(terms\.1\.weight: 0\.5 -> 0\.25\)\. Use --force"):
             compare(raw, methods=["both"], seeds=[0], out=folder)
         watch = Keeping()
-        compare(raw, methods=["both"], seeds=[0], out=folder, force=True, progress=watch)
-        assert set(watch.endings) == {"both-s0"}
+        compare(raw, methods=["both", "wild"], seeds=[0], out=folder, force=True, progress=watch)
+        assert set(watch.endings) == {"both-s0", "wild-s0"}
+        assert watch.endings["wild-s0"].startswith("failed: step 1")
         assert "both-s0: started again (terms.1.weight: 0.5 -> 0.25)" in watch.lines
         assert Run.load(folder / "both-s0").recipe.terms[1].weight == 0.25
 
