@@ -3,8 +3,8 @@
     python benchmarks/methods_study.py scenes --jobs 2
     python benchmarks/methods_study.py camvid --data PATH/camvid --weights PATH/weights --jobs 2
 
-First `densekd tune`: the weight of each method alone, times 0.04, 0.2, 1 and 5, one seed, short runs, scored on a part of
-the training set (the last scenes; one drive of CamVid). Temperatures and other options stay at their defaults. Then
+First `densekd tune`: the weight of each method alone, times 0.04, 0.2, 1 and 5, one seed, short runs, scored on a part
+of the training set (the last scenes; one drive of CamVid). Temperatures and other options stay at their defaults. Then
 `densekd compare` with the chosen weights; combinations take the weights of their parts. The sweep and the comparison
 each leave a record in `results/`.
 
