@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 
 from densekd.cli import main as entry
 from densekd.config import load_recipe
-from densekd.runs import Run
+from densekd.runs import Run, train
 from runkit import distillation, make_place, recipe
 
 DENSEKD = [sys.executable, "-m", "densekd.cli.main"]
@@ -257,6 +258,20 @@ class TestTrainAndAfter:
         code, _, err = densekd("train", "elsewhere", "--resume")
         assert code == 0
         assert "elsewhere: this run is done already" in err
+
+    def test_force_starts_again_in_the_named_folder_and_nowhere_else(self, densekd, place, tmp_path):
+        # both have the recipe's name: by name alone the other one would be meant
+        run = train(recipe(place), out=tmp_path / "runs" / "tiny", train__steps=1)
+        before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+        for folder, start in (
+            ("copy", lambda folder: densekd("train", folder, "seed=9", "--force", "-q")),
+            ("other", lambda folder: train(folder, seed=9, force=True)),
+        ):
+            shutil.copytree(run.path, tmp_path / folder)
+            start(folder)
+            assert Run.load(tmp_path / folder).record.seed == 9
+        assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+        assert densekd("train", "copy")[2].startswith("error: runs/tiny: exists; it is never overwritten unasked")
 
 
 class TestList:

@@ -96,7 +96,7 @@ def _train_or_distill(
     from densekd.training.signals import Interrupted
 
     resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
-    folder = folder_of(recipe, resolved, out, resume)
+    folder = folder_of(recipe, resolved, out, again=resume or force)
     if dry_run:
         with _watching(quiet) as watch:
             parts = check(kind, resolved, folder, resume=resume, force=force, progress=watch)

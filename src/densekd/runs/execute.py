@@ -42,7 +42,7 @@ def train(
         out: the run's folder; default `runs/<recipe name>`.
         seed: replaces the recipe's seed.
         resume: go on with an interrupted run in that folder; a run folder as `recipe` is its own `out`.
-        force: start again in a folder that holds a run.
+        force: start again in a folder that holds a run; a run folder as `recipe` is its own `out`.
         progress: what watches; default nothing.
         overrides: keys of the recipe; `__` stands for the dot: `train__steps=100`, or `**{"train.steps": 100}`.
 
@@ -93,18 +93,24 @@ def resolve(recipe: RecipeLike, seed: int | None, overrides: Mapping[str, Any]) 
     return load_recipe(raw, dotted)
 
 
-def folder_of(recipe_like: RecipeLike, recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
-    """Where a run goes: `out`; for a resume of a run folder that folder; else `runs/<name>`."""
+def folder_of(recipe_like: RecipeLike, recipe: Recipe, out: str | Path | None, *, again: bool) -> Path:
+    """Where a run goes: `out`; a run folder that is resumed or started again: that folder; else `runs/<name>`.
+
+    Args:
+        recipe_like: what the user named.
+        recipe: the same, loaded.
+        again: with `resume` or `force`: what is in the folder is gone on with or removed, so the named one is meant.
+    """
     if out is not None:
         return Path(out)
-    if resume and isinstance(recipe_like, str | Path) and (Path(recipe_like) / "recipe.yaml").is_file():
+    if again and isinstance(recipe_like, str | Path) and (Path(recipe_like) / "recipe.yaml").is_file():
         return Path(recipe_like)
     return Path("runs") / recipe.name
 
 
 def _run(kind: Kind, recipe_like: RecipeLike, options: _Options) -> Run:
     recipe = resolve(recipe_like, options.seed, options.overrides)
-    folder = folder_of(recipe_like, recipe, options.out, options.resume)
+    folder = folder_of(recipe_like, recipe, options.out, again=options.resume or options.force)
     claim = Claim(folder, recipe, method_of(kind, recipe), options.resume, options.force)
     before = _checked(kind, claim)
     if before is not None and before.status == "done":
