@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from densekd.bench import loss, runner
+from densekd.bench import loss, methods, runner
 from densekd.errors import ArgumentError, DensekdError
 from densekd.records import BenchRecord, dump
 
@@ -89,8 +89,9 @@ def test_a_wrong_gradient_counts_too(monkeypatch):
         loss.run(shapes=((1, 2, 40),), rounds=1, compiled=False)
 
 
-def test_threads_are_restored_whatever_happens():
+def test_threads_are_restored_whatever_happens(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: before + 1)
     seen = []
 
     def stop():
@@ -102,6 +103,14 @@ def test_threads_are_restored_whatever_happens():
         stop()
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("measure", [loss.run, methods.run])
+def test_more_threads_than_cpus_are_refused_before_any_is_started(monkeypatch, measure):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("started"))
+    with pytest.raises(ArgumentError, match="threads: 3 is more than the 2 logical CPUs of this machine; give 2 or"):
+        measure(threads=3)
 
 
 def test_rounds_are_interleaved_forwards_and_backwards():

@@ -180,9 +180,10 @@ def test_what_is_not_finite_is_refused(bad):
         one.require_effect("here")
 
 
-def test_random_states_and_threads_are_left_alone():
+def test_random_states_and_threads_are_left_alone(monkeypatch):
     torch.manual_seed(4)
     expected, threads = torch.rand(3), torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: threads + 1)
     torch.manual_seed(4)
     methods.run(methods=["feature"], maps=_logits(), rounds=1, threads=threads + 1)
     assert torch.equal(torch.rand(3), expected)

@@ -15,14 +15,14 @@ from densekd.records import PlannedMethod, StudyPlan
 from densekd.runs.assemble import assemble, build_distiller, build_teacher
 from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch
-from densekd.study import check_seeds, resolve_methods
+from densekd.study import check_seeds, prepare, resolve_methods
 from densekd.study.calibration import median_of, steps_for
 from densekd.study.machine import share_out
 from densekd.study.methods import ALONE, where_of
 from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
 from densekd.study.tasks import comparable, digest_of, plan_tasks, require_same, require_unclaimed
 from densekd.training.specs import TermSpec
-from studykit import comparable_recipe, place_with_teacher
+from studykit import Keeping, comparable_recipe, place_with_teacher
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +343,25 @@ class TestShares:
     def test_no_run_at_a_time(self):
         with pytest.raises(ConfigError, match="--jobs 0: expected 1 or more"):
             share_out(0, cores=8, gpus=0)
+
+    @pytest.mark.parametrize("jobs", [1.5, "2", True, None])
+    def test_no_number_of_runs_at_a_time(self, jobs):
+        with pytest.raises(ConfigError, match=f"--jobs {jobs}: expected 1 or more runs at a time, a whole number"):
+            share_out(jobs, cores=8, gpus=0)
+
+    def test_never_more_at_a_time_than_runs(self):
+        found = share_out(4, cores=8, gpus=0, runs=2, environment={})
+        assert (found.threads, len(found.places)) == (4, 2)
+        assert found.told == ("--jobs 4: there are 2 runs: 2 at a time",)
+
+    def test_a_study_has_no_more_places_than_runs(self, base, tmp_path):
+        watch = Keeping()
+        found = prepare(base, methods=["pixelwise"], seeds=[0], jobs=3, out=tmp_path / "s", progress=watch)
+        assert len(found.share.places) == 2
+        assert "--jobs 3: there are 2 runs: 2 at a time" in watch.lines
+
+    @pytest.mark.parametrize(("cores", "gpus", "most"), [(2, 0, 8), (2, 4, 16)])
+    def test_an_absurd_number_at_a_time_is_bounded(self, cores, gpus, most):
+        found = share_out(most + 1, cores=cores, gpus=gpus, runs=100, environment={})
+        assert len(found.places) == most
+        assert found.told[0] == f"--jobs {most + 1}: no more than 4 for each CPU or GPU here: {most} at a time"

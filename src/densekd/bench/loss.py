@@ -74,7 +74,7 @@ def run(
         command: kept in the record.
 
     Raises:
-        ArgumentError: a number of threads or rounds below 1, a shape that is none.
+        ArgumentError: a number of threads or rounds below 1, more threads than CPUs, a shape that is none.
         DensekdError: a variant is wrong; nothing is timed then.
     """
     _check_shapes(shapes)

@@ -21,6 +21,7 @@ import torch
 
 from densekd import records
 from densekd.errors import ArgumentError
+from densekd.runs.threads import excess
 
 #: called with (rounds done, rounds in all)
 Progress = Callable[[int, int], None]
@@ -46,9 +47,16 @@ class Timing:
 
 @contextmanager
 def use_threads(threads: int) -> Iterator[None]:
-    """Run with this many threads of torch; the number before is restored whatever happens."""
+    """Run with this many threads of torch; the number before is restored whatever happens.
+
+    Raises:
+        ArgumentError: no whole number from 1, or more than there are logical CPUs.
+    """
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ArgumentError(f"threads: expected a whole number from 1, got {threads!r}")
+    wrong = excess(threads)
+    if wrong is not None:
+        raise ArgumentError(f"threads: {wrong}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

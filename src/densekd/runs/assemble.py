@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from densekd.runs.attempt import attempt
 from densekd.runs.fit import require_fit
 from densekd.runs.mixing import in_words, unlabelled_share
 from densekd.runs.start import WEIGHT_OPTIONS, random_start
+from densekd.runs.threads import excess, logical_cpus
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages, TeacherInput
@@ -112,14 +112,12 @@ def _threads(asked: int | None, *, resumed: bool) -> tuple[int | None, list[str]
     Raises:
         ConfigError: more threads than logical CPUs, which only slow each other down.
     """
-    present = os.cpu_count() or 1
-    if asked is None or asked <= present:
+    wrong = None if asked is None else excess(asked)
+    if wrong is None:
         return asked, []
     if not resumed:
-        raise ConfigError(
-            f"runtime.threads: {asked} is more than the {present} logical CPUs of this machine; give {present} or "
-            "fewer, or null for torch's own choice"
-        )
+        raise ConfigError(f"runtime.threads: {wrong}, or null for torch's own choice")
+    present = logical_cpus()
     return present, [f"runtime.threads: {asked} when the run began; this machine has {present} logical CPUs: {present}"]
 
 

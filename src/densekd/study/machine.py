@@ -10,6 +10,9 @@ import torch
 
 from densekd.errors import ConfigError
 
+#: runs at a time for each CPU (or GPU, where there are more): beyond, they only take each other's memory
+_MOST_PER_CPU = 4
+
 
 @dataclass(frozen=True)
 class Share:
@@ -36,20 +39,38 @@ def share_out(
     *,
     cores: int,
     gpus: int,
+    runs: int | None = None,
     asked_threads: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Share:
     """Share the machine out among `jobs` runs at a time.
 
     CPU threads: `cores // jobs` each, at least one, and no more than the recipe asks for; one run at a time is left to
-    the recipe. GPUs: one per run in turn where there are several; runs share them where there are fewer.
+    the recipe. GPUs: one per run in turn where there are several; runs share them where there are fewer. There are
+    never more at a time than there are runs, nor than four for each CPU (or GPU, where there are more).
+
+    Args:
+        jobs: runs at a time, as asked for.
+        cores: CPUs to share out.
+        gpus: GPUs to share out.
+        runs: of the study; None: not known, and no limit.
+        asked_threads: the recipe's `runtime.threads`.
+        environment: tells which GPUs there are.
 
     Raises:
-        ConfigError: less than one run at a time.
+        ConfigError: no whole number, or less than one run at a time.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: expected 1 or more runs at a time")
-    threads, told = None, []
+    asked, told = jobs, list[str]()
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: expected 1 or more runs at a time, a whole number")
+    if runs is not None and jobs > runs:
+        jobs = runs
+        told.append(f"--jobs {asked}: there are {runs} runs: {runs} at a time")
+    most = _MOST_PER_CPU * max(cores, gpus)
+    if jobs > most:
+        jobs = most
+        told = [f"--jobs {asked}: no more than {_MOST_PER_CPU} for each CPU or GPU here: {most} at a time"]
+    threads = None
     if jobs > 1:
         threads = min(max(1, cores // jobs), asked_threads or cores)
         if jobs > cores and not gpus:

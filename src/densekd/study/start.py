@@ -96,11 +96,13 @@ def prepare(
     folder = Path(out) if out is not None else Path("runs") / f"{base.name}-compare"
     _require_folder(folder)
     gpus = gpus_for(choose_device(base))
-    share = share_out(jobs, cores=cpus(), gpus=gpus, asked_threads=base.runtime.threads)
+    asked_seeds = check_seeds(seeds)
+    runs = len(chosen) * len(asked_seeds)
+    share = share_out(jobs, cores=cpus(), gpus=gpus, runs=runs, asked_threads=base.runtime.threads)
     watch = progress or Silent()
     for line in (*added, *share.told):
         watch.said(line)
-    return Comparison(base, chosen, check_seeds(seeds), folder, _budget(budget), share, force, watch)
+    return Comparison(base, chosen, asked_seeds, folder, _budget(budget), share, force, watch)
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:
