@@ -56,6 +56,12 @@ class TestMistakes:
     def test_unknown_keys_come_with_the_nearest(self, key, told):
         assert refused(RECIPE, "unknown key", **{key: 1}).startswith(f"recipe: {told}")
 
+    def test_a_rule_about_the_whole_of_data_names_no_kind_as_a_key(self):
+        told = refused(FOLDER, "holdout", **{"data.holdout": {}})
+        assert told.startswith("recipe: data: holdout.group is missing: give a regular expression")
+        told = refused(RECIPE, "holdout", **{"data.holdout": {}, "data.train_count": 1})
+        assert told == "recipe: data: holdout needs at least two training scenes (train_count)"
+
     def test_the_other_kind_of_data_offers_its_own_keys(self):
         told = refused(FOLDER, "unknown key 'data.train_count'", **{"data.train_count": 3})
         assert "train_count'?" not in told

@@ -340,7 +340,8 @@ def test_misuse_is_named():
         ({"beta1": 1.0}, ArgumentError, "beta1: expected a number of at least 0 and below 1, got 1.0"),
         ({"lr": -1}, ArgumentError, "lr: expected a finite number that is not negative"),
         ({"lr": "fast"}, DtypeError, "lr: expected a number, got str"),
-        ({"width": 0}, ArgumentError, "width: expected a whole number of at least 1, got 0"),
+        ({"width": 0}, ArgumentError, "width: expected a whole number from 1 to 1024, got 0; for example 64"),
+        ({"width": 100_000}, ArgumentError, "width: expected a whole number from 1 to 1024, got 100000"),
         ({"penalty": float("inf")}, ArgumentError, "penalty: expected a finite"),
     ):
         with pytest.raises(error, match=words):

@@ -78,6 +78,71 @@ def test_mistakes_are_named():
         make_loss("pixelwise", {"temperature": "hot"})
 
 
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("crossimage", "memory"),
+        ("local", "normalize"),
+        ("pixelwise", "standardize"),
+        ("decoupled", "standardize"),
+        ("dist", "standardize"),
+    ],
+)
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_a_flag_is_true_or_false_and_no_text_that_counts_as_true(method, option, value):
+    with pytest.raises(DtypeError, match=f"^{option}: expected True or False, got {value!r}$"):
+        make_loss(method, {option: value})
+
+
+@pytest.mark.parametrize("function", [F.pixelwise_kl, F.decoupled_kl, F.dist_pearson, F.local_mse])
+def test_a_flag_of_a_function_is_true_or_false(function):
+    student, teacher, _ = maps()
+    labels = [torch.zeros(2, 4, 5).long()] if function is F.decoupled_kl else []
+    option = "normalize" if function is F.local_mse else "standardize"
+    with pytest.raises(DtypeError, match=f"^{option}: expected True or False, got 'no'$"):
+        function(student, teacher, *labels, **{option: "no"})
+
+
+FUNCTIONS = {
+    F.attention_mse: {},
+    F.channelmean_mse: {},
+    F.channelwise_kl: {},
+    F.channelwise_mse: {},
+    F.crossimage_kl: {},
+    F.crossimage_memory_kl: {"memory": torch.ones(4, 3)},
+    F.decoupled_kl: {"labels": torch.zeros(2, 4, 5).long()},
+    F.dist_pearson: {},
+    F.feature_mse: {},
+    F.intraclass_mse: {"labels": torch.zeros(2, 4, 5).long(), "num_classes": 3},
+    F.local_mse: {},
+    F.masked_mse: {"visible": torch.ones(2, 4, 5).bool(), "generate": lambda x: x},
+    F.pairwise_mse: {},
+    F.pearson_distance: {},
+    F.pixelwise_kl: {},
+    F.pixelwise_mse: {},
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_is_not_dense_is_refused(function):
+    options = FUNCTIONS[function]
+    student, teacher, mask = maps()
+    student = student.detach()
+    words = r"expected a dense tensor, got torch\.sparse_coo; convert it with \.to_dense\(\)"
+    with pytest.raises(DtypeError, match=f"^student: {words}"):
+        function(student.to_sparse(), teacher, **options)
+    with pytest.raises(DtypeError, match=f"^teacher: {words}"):
+        function(student, teacher.to_sparse(), **options)
+    with pytest.raises(DtypeError, match=f"^mask: {words}"):
+        function(student, teacher, mask=mask.to_sparse(), **options)
+    for name in options.keys() & {"labels", "memory", "visible"}:
+        with pytest.raises(DtypeError, match=f"^{name}: {words}"):
+            function(student, teacher, **{**options, name: options[name].to_sparse()})
+    nested = torch.nested.nested_tensor([x.flatten(1).T for x in student], layout=torch.jagged)
+    with pytest.raises(DtypeError, match=r"^student: expected a dense tensor, got a nested tensor; pad it"):
+        function(nested, teacher, **options)
+
+
 def test_the_base_names_the_class_without_forward():
     with pytest.raises(NotImplementedError, match="DistillationLoss does not define forward"):
         losses.DistillationLoss()(torch.zeros(1), torch.zeros(1))

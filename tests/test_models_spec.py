@@ -56,9 +56,19 @@ def test_a_string_stands_for_a_checkpoint_path() -> None:
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
+def test_a_string_stands_for_one_pattern() -> None:
+    spec = CheckpointSpec.model_validate({"path": "a.pt", "ignore": "head.*"})
+    assert spec == CheckpointSpec(path="a.pt", ignore=("head.*",))
+    assert spec.model_dump(mode="json")["ignore"] == ["head.*"]
+    with pytest.raises(pydantic.ValidationError, match=r"ignore"):
+        CheckpointSpec.model_validate({"path": "a.pt", "ignore": 3})
+
+
 def test_the_schema_tells_of_both_forms_of_a_checkpoint() -> None:
     schema = ModelSpec.model_json_schema()
     text, described = schema["$defs"]["CheckpointSpec"]["anyOf"]
     assert text == {"type": "string"}
     assert set(described["properties"]) == {"path", "key", "strip_prefix", "ignore"}
     assert described["required"] == ["path"]
+    kinds = [kind["type"] for kind in described["properties"]["ignore"]["anyOf"]]
+    assert kinds == ["string", "array"]

@@ -163,7 +163,8 @@ class TestFiles:
         [
             ({"rot": "x"}, "unknown key 'data.unlabelled.rot'; did you mean 'root'"),
             ({"ratio": 0.5}, "key 'data.unlabelled.root' is missing"),
-            ({"root": "x", "ratio": 1.0}, "data.unlabelled.ratio: .*less than 1"),
+            ({"root": "x", "ratio": 1.0}, "data.unlabelled.ratio: .*less than or equal to 0.95, got 1.0"),
+            ({"root": "x", "ratio": 0.999}, "data.unlabelled.ratio: .*less than or equal to 0.95, got 0.999"),
             ({"root": "x", "ratio": 0}, "data.unlabelled.ratio: .*greater than 0"),
             ({"root": "x", "include": "("}, "data.unlabelled.include: .*not a regular expression"),
             ({"root": "x", "count": 4}, "unknown key 'data.unlabelled.count'"),

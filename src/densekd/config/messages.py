@@ -29,12 +29,12 @@ def _walk(location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
     """
     here: list[type[BaseModel]] = [Recipe]
     owners, shown = here, list[str]()
-    for place, part in enumerate(location):
+    for part in location:
         tagged = [
             m for m in here if len(here) > 1 and "name" in m.model_fields and m.model_fields["name"].default == part
         ]
-        if tagged and place < len(location) - 1:
-            here = tagged
+        if tagged:
+            here = owners = tagged
             continue
         shown.append(str(part))
         owners = here

@@ -125,7 +125,7 @@ class SplitSpec(Spec):
 
 
 Ratio = Annotated[
-    float, Field(default=0.5, gt=0, lt=1, description="share of unlabelled images in every batch of a distillation")
+    float, Field(default=0.5, gt=0, le=0.95, description="share of unlabelled images in every batch of a distillation")
 ]
 
 

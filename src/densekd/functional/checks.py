@@ -21,6 +21,7 @@ def check_maps(student: Any, teacher: Any, *, same_channels: bool = True) -> Non
                 f"{name}: expected a tensor (N, C, *spatial), got {type(value).__name__}; "
                 "pass the map itself (for a network that returns more, its entry 'out' or '.logits')"
             )
+        check_dense(name, value)
         if not value.is_floating_point():
             raise DtypeError(
                 f"{name}: expected floating-point logits or features, got {value.dtype}; "
@@ -59,6 +60,21 @@ def _shape_message(student: torch.Size, teacher: torch.Size, same_channels: bool
     return f"{head}; the sizes differ{note}: resize the student's map first (the Distiller does)"
 
 
+def check_dense(name: str, value: Tensor) -> None:
+    """An ordinary tensor: neither sparse nor nested nor in a layout of one library."""
+    if value.is_nested or value.layout != torch.strided:
+        came = "a nested tensor" if value.is_nested else str(value.layout)
+        advice = "pad it with torch.nested.to_padded_tensor" if value.is_nested else "convert it with .to_dense()"
+        raise DtypeError(f"{name}: expected a dense tensor, got {came}; {advice}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False; a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise DtypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
 def check_temperature(temperature: Any) -> float:
     """A positive finite number."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
@@ -83,6 +99,7 @@ def check_mask(mask: Any, like: Tensor, name: str = "mask") -> None:
         return
     if not isinstance(mask, Tensor):
         raise DtypeError(f"{name}: expected a bool tensor or None, got {type(mask).__name__}")
+    check_dense(name, mask)
     if mask.dtype != torch.bool:
         raise DtypeError(
             f"{name}: expected bool, True where a position counts, got {mask.dtype}; for labels: labels != ignore_index"
@@ -98,6 +115,7 @@ def check_labels(labels: Any, like: Tensor, num_classes: int, ignore_index: int)
     """
     if not isinstance(labels, Tensor):
         raise DtypeError(f"labels: expected an integer tensor (N, *spatial), got {type(labels).__name__}")
+    check_dense("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DtypeError(f"labels: expected integer class ids, got {labels.dtype}; convert them with .long()")
     _check_positions("labels", labels, like)

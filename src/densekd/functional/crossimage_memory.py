@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError, DtypeError, ShapeError
-from densekd.functional.checks import check_choice, check_maps, check_mask, check_temperature, working_type
+from densekd.functional.checks import (
+    check_choice,
+    check_dense,
+    check_maps,
+    check_mask,
+    check_temperature,
+    working_type,
+)
 from densekd.functional.crossimage import REDUCTIONS
 from densekd.functional.relation import relation_operator, unit_vectors
 
@@ -82,6 +89,7 @@ def _check_memory(memory: Any, like: Tensor) -> None:
     if not isinstance(memory, Tensor) or not memory.is_floating_point():
         came = str(memory.dtype) if isinstance(memory, Tensor) else type(memory).__name__
         raise DtypeError(f"memory: expected a floating-point tensor (Q, C) of the teacher's features, got {came}")
+    check_dense("memory", memory)
     if memory.ndim != 2 or len(memory) == 0 or memory.shape[1] != like.shape[1]:
         raise ShapeError(
             f"memory: expected (Q, {like.shape[1]}), at least one feature of as many channels as the maps, got "

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from densekd.functional.checks import (
     check_factor,
+    check_flag,
     check_labels,
     check_maps,
     check_mask,
@@ -64,7 +65,8 @@ def decoupled_kl(
 
     Raises:
         ShapeError: shapes that differ, no spatial axis, a mask or labels of another shape, one channel.
-        DtypeError: integer maps, labels that are no integers, a mask that is not bool, a factor that is no number.
+        DtypeError: integer maps, labels that are no integers, a mask or `standardize` that is not bool, a factor
+            that is no number.
         ArgumentError: temperature <= 0, a negative factor, a label that is neither a class nor `ignore_index`, unknown
             reduction.
 
@@ -80,7 +82,7 @@ def decoupled_kl(
     alpha, beta = check_factor("alpha", alpha), check_factor("beta", beta)
     valid = labels != ignore_index if mask is None else mask & (labels != ignore_index)
     s, t = (working_map(x, student, teacher, valid) for x in (student, teacher.detach()))
-    if standardize:
+    if check_flag("standardize", standardize):
         s, t = standardized(s), standardized(t)
     labelled = labels.masked_fill(~valid, 0).long()[:, None]
     limit = torch.finfo(s.dtype).max / (8 * s.numel() * max(1.0, tau**2) * max(1.0, alpha, beta))

@@ -8,6 +8,7 @@ from torch import Tensor
 from densekd.functional.checks import (
     check_choice,
     check_factor,
+    check_flag,
     check_maps,
     check_mask,
     check_temperature,
@@ -62,7 +63,7 @@ def dist_pearson(
 
     Raises:
         ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel.
-        DtypeError: integer maps, a mask that is not bool, a factor that is no number.
+        DtypeError: integer maps, a mask or `standardize` that is not bool, a factor that is no number.
         ArgumentError: temperature <= 0, a negative factor, unknown reduction.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. The second part is a
@@ -76,6 +77,7 @@ def dist_pearson(
     check_choice("reduction", reduction, ("mean", "sum"))
     tau = check_temperature(temperature)
     beta, gamma = check_factor("beta", beta), check_factor("gamma", gamma)
+    check_flag("standardize", standardize)
     q, p = (_probabilities(x, student, teacher, mask, tau, standardize) for x in (student, teacher.detach()))
     # Between two classes r is 1 or -1: what autograd would find there is rounding.
     pixels = correlation_distance(q.detach() if q.shape[1] == 2 else q, p, (1,)).squeeze(1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from densekd.errors import DtypeError, ShapeError
-from densekd.functional.checks import check_maps, check_mask, check_reduction, working_type
+from densekd.errors import ShapeError
+from densekd.functional.checks import check_flag, check_maps, check_mask, check_reduction, working_type
 from densekd.functional.neighbours import neighbour_distances, pair_slices
 
 
@@ -60,7 +58,7 @@ def local_mse(
     check_mask(mask, student)
     check_reduction(reduction)
     check_neighbours(student.shape)
-    check_normalize(normalize)
+    check_flag("normalize", normalize)
     working = working_type(student, teacher)
     own, its = (neighbour_distances(x, mask, normalize, working) for x in (student, teacher.detach()))
     valid = _valid_pairs(student, mask)
@@ -87,10 +85,3 @@ def _valid_pairs(like: Tensor, mask: Tensor | None) -> Tensor:
     for s, (here, there) in enumerate(slices):
         valid[:, s][:, *here] = counts[:, *here] & counts[:, *there]
     return valid
-
-
-def check_normalize(normalize: Any) -> bool:
-    """True or False."""
-    if not isinstance(normalize, bool):
-        raise DtypeError(f"normalize: expected True or False, got {normalize!r}")
-    return normalize

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densekd.functional.checks import check_maps, check_mask, check_reduction, check_temperature, reduce_positions
+from densekd.functional.checks import (
+    check_flag,
+    check_maps,
+    check_mask,
+    check_reduction,
+    check_temperature,
+    reduce_positions,
+)
 from densekd.functional.logits import bounded, check_classes, standardized, working_map
 
 
@@ -43,7 +50,7 @@ def pixelwise_kl(
     Raises:
         ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax
             is 1 whatever the logit, so the loss would be zero for every input).
-        DtypeError: integer maps, a mask that is not bool.
+        DtypeError: integer or sparse maps, a mask or `standardize` that is not bool.
         ArgumentError: temperature <= 0, unknown reduction.
 
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD
@@ -52,7 +59,7 @@ def pixelwise_kl(
     """
     tau = _check(student, teacher, temperature, mask, reduction)
     s, t = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))
-    if standardize:
+    if check_flag("standardize", standardize):
         s, t = standardized(s), standardized(t)
     log_q, log_p = (torch.log_softmax(bounded(x, tau), 1) for x in (s, t))
     pixels = tau**2 * (log_p.exp() * (log_p - log_q)).sum(1)

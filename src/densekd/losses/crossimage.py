@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from densekd.errors import ArgumentError
-from densekd.functional.checks import check_labels, check_maps, check_mask, check_temperature, working_type
+from densekd.functional.checks import check_flag, check_labels, check_maps, check_mask, check_temperature, working_type
 from densekd.functional.crossimage import check_count, crossimage_kl
 from densekd.functional.crossimage_memory import crossimage_memory_kl
 from densekd.losses.available_memory import available_bytes
@@ -63,7 +63,7 @@ class CrossImage(DistillationLoss):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.memory = memory
+        self.memory = check_flag("memory", memory)
         if memory and pool is not None:
             raise ArgumentError(
                 f"CrossImage: pool goes with memory=False, got pool={pool} with memory=True: labels cannot be averaged"

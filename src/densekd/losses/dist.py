@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from densekd.functional.checks import check_factor, check_temperature
+from densekd.functional.checks import check_factor, check_flag, check_temperature
 from densekd.functional.dist import dist_pearson
 from densekd.losses.base import DistillationLoss
 
@@ -31,7 +31,7 @@ class Dist(DistillationLoss):
         super().__init__()
         self.temperature = check_temperature(temperature)
         self.beta, self.gamma = check_factor("beta", beta), check_factor("gamma", gamma)
-        self.standardize = standardize
+        self.standardize = check_flag("standardize", standardize)
 
     def forward(
         self,

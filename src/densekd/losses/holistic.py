@@ -17,6 +17,8 @@ from densekd.losses.base import Adversary, DistillationLoss
 from densekd.losses.discriminator import Discriminator
 
 OBJECTIVES = ("hinge", "wgan-gp")
+#: channels of the discriminator's first layer at most: its parameters grow with their square, to some 500 million here
+WIDEST = 1024
 
 
 class Holistic(DistillationLoss):
@@ -38,7 +40,7 @@ class Holistic(DistillationLoss):
         objective: "hinge" or "wgan-gp".
         penalty: weight of the gradient penalty in "wgan-gp".
         lr, beta1, beta2: of D's Adam.
-        width: channels of D's first layer; its last has 8 times as many.
+        width: channels of D's first layer; its last has 8 times as many; 1 to 1024.
     """
 
     name: ClassVar[str] = "holistic"
@@ -63,8 +65,8 @@ class Holistic(DistillationLoss):
         self.objective = objective
         self.penalty, self.lr = check_factor("penalty", penalty), check_factor("lr", lr)
         self.betas = (_share("beta1", beta1), _share("beta2", beta2))
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ArgumentError(f"width: expected a whole number of at least 1, got {width!r}; for example 64")
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= WIDEST:
+            raise ArgumentError(f"width: expected a whole number from 1 to {WIDEST}, got {width!r}; for example 64")
         self.width = width
         self._hide(None)
         self._seen = None

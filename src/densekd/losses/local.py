@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from densekd.functional.local import check_neighbours, check_normalize, local_mse
+from densekd.functional.checks import check_flag
+from densekd.functional.local import check_neighbours, local_mse
 from densekd.losses.base import DistillationLoss
 
 
@@ -25,7 +26,7 @@ class LocalAffinity(DistillationLoss):
 
     def __init__(self, normalize: bool = True) -> None:
         super().__init__()
-        self.normalize = check_normalize(normalize)
+        self.normalize = check_flag("normalize", normalize)
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
         check_neighbours(student_shape)

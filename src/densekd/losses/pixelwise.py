@@ -8,7 +8,7 @@ from torch import Tensor
 
 from densekd.errors import ArgumentError
 from densekd.functional import pixelwise_kl, pixelwise_mse
-from densekd.functional.checks import check_choice, check_temperature
+from densekd.functional.checks import check_choice, check_flag, check_temperature
 from densekd.losses.base import DistillationLoss
 
 
@@ -29,6 +29,7 @@ class PixelWise(DistillationLoss):
         super().__init__()
         self.temperature = check_temperature(temperature)
         check_choice("divergence", divergence, ("kl", "mse"))
+        check_flag("standardize", standardize)
         if standardize and divergence != "kl":
             raise ArgumentError(
                 "PixelWise: standardize goes with divergence 'kl', got divergence 'mse'; drop one of them"

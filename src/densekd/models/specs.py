@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from densekd.models.reference import parse_reference
 from densekd.spec import Spec
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
 
 
 class CheckpointSpec(Spec):
@@ -28,10 +35,10 @@ class CheckpointSpec(Spec):
     strip_prefix: str | None = Field(
         default=None, min_length=1, description="text taken off the front of every name that begins with it"
     )
-    ignore: tuple[str, ...] = Field(
+    ignore: Patterns = Field(
         default=(),
         description="patterns (fnmatch, for instance classifier.*) of names that are left alone, in the file and in "
-        "the network",
+        "the network; a plain string is one pattern",
     )
 
     @model_validator(mode="before")
