@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
 from densekd import files
-from densekd.config import load_recipe, recipe_digest
+from densekd.config import dump_recipe, load_recipe, recipe_digest
 from densekd.data.build import build_data
 from densekd.errors import ConfigError, RunError
 from densekd.evaluate import evaluation_mode, spread
@@ -30,6 +31,16 @@ def place(tmp_path_factory):
 def teacher(place):
     asked = recipe(place, student={"model": f"{place}/nets.py:teacher"})
     return train(asked, out=place / "teacher", train__steps=20, train__evaluate_every=10, train__checkpoint_every=50)
+
+
+def files_held_out(run, extra):
+    """The run as if a part of its training set had been held out for scores."""
+    folder = run.path.parent / "held-out"
+    shutil.copytree(run.path, folder, dirs_exist_ok=True)
+    raw = run.recipe.model_dump(mode="json")
+    raw["data"] |= {"holdout": {"group": "."}, "extra": extra}
+    files.write_text(folder / "recipe.yaml", dump_recipe(load_recipe(raw)))
+    return Run.load(folder)
 
 
 class TestTrain:
@@ -118,6 +129,57 @@ class TestTrain:
         assert score_run(teacher, overrides={"data.augment.mean": [0.0, 0.0, 0.0]}).miou != best
         with pytest.raises(ConfigError, match=r"unknown key 'data\.rot'; did you mean 'root'"):
             score_run(teacher, overrides={"data.rot": "x"})
+
+    def test_extra_splits_are_not_opened_under_a_holdout(self, teacher):
+        held = files_held_out(teacher, {"drive-7": {"split": "val"}})
+        with pytest.raises(
+            RunError, match=r"'drive-7': extra splits are not opened under data\.holdout; there are val"
+        ):
+            score_run(held, "drive-7")
+        with pytest.raises(RunError, match=r"'drive7': no such split; there are val, train$"):
+            score_run(held, "drive7")
+        assert score_run(held).images == 2
+        # without the holdout, images that were never trained on
+        assert score_run(held, "drive-7", {"data.holdout": None}).images == 4
+
+    @pytest.mark.parametrize(
+        ("overrides", "key"),
+        [
+            ({"data.holdout": {"group": "."}}, "data.holdout"),
+            ({"data.holdout.fraction": 0.5, "data.holdout.group": "."}, "data.holdout"),
+            ({"data.auto_split": {"group": "."}}, "data.auto_split"),
+        ],
+    )
+    def test_images_of_the_training_are_never_called_val(self, teacher, overrides, key):
+        with pytest.raises(ConfigError, match=rf"^override {key}: {key} would choose other images.*called val"):
+            score_run(teacher, overrides=overrides)
+
+    @pytest.mark.parametrize(
+        ("overrides", "key"),
+        [
+            ({"data.holdout.fraction": 0.5}, "data.holdout"),
+            ({"data.holdout.seed": 3}, "data.holdout"),
+            ({"data.train.exclude": "^1"}, "data.train"),
+            ({"data.auto_split": {"group": "."}}, "data.auto_split"),
+        ],
+    )
+    def test_the_part_held_out_stays_what_it_was(self, teacher, overrides, key):
+        with pytest.raises(ConfigError, match=rf"^override {key}: data\.\w+ would choose other images"):
+            score_run(files_held_out(teacher, {}), overrides=overrides)
+
+    def test_scenes_too_are_held_out_as_they_were(self, teacher, tmp_path):
+        for changed, before in (
+            ("holdout.fraction", {}),
+            ("holdout.fraction", {"holdout": {}}),
+            ("train_count", {"holdout": {}}),
+        ):
+            raw = {**teacher.recipe.model_dump(mode="json"), "data": {"name": "scenes", "train_count": 9, **before}}
+            files.write_text(tmp_path / "recipe.yaml", dump_recipe(load_recipe(raw)))
+            for name in ("record.json", "student.safetensors"):
+                shutil.copy(teacher.path / name, tmp_path)
+            value = 6 if changed == "train_count" else 0.5
+            with pytest.raises(ConfigError, match=rf"^override data\.{changed.split('.')[0]}: data\.holdout would"):
+                score_run(Run.load(tmp_path), overrides={f"data.{changed}": value})
 
     def test_training_images_of_several_sizes_can_be_scored(self, teacher, tmp_path):
         root = make_place(tmp_path / "mixed")

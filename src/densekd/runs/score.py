@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from densekd.config import load_recipe
-from densekd.data.specs import FolderSpec
+from densekd.config import Recipe, load_recipe
+from densekd.data.specs import FolderSpec, ScenesDataSpec
 from densekd.errors import ConfigError, RunError, nearest
 from densekd.evaluate import evaluate
 from densekd.records import Scores
@@ -46,6 +46,43 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
+def _refuse_other_parts(before: FolderSpec | ScenesDataSpec, after: FolderSpec | ScenesDataSpec) -> None:
+    """Refuse to cut the scored images out of the training set in another way than the run did.
+
+    Dropping the cut is no such thing: the validation set that is scored then was not trained on.
+    """
+    if before.name != after.name:
+        return
+    cuts = [key for key in ("holdout", "auto_split") if getattr(after, key, None) is not None]
+    for key in ("holdout", "auto_split", "train", "train_count") if cuts else ():
+        old, new = getattr(before, key, None), getattr(after, key, None)
+        if old == new or (key == "holdout" and new is None):
+            continue
+        raise ConfigError(
+            f"override data.{key}: data.{cuts[-1]} would choose other images to score on than the run kept out of its "
+            "training, and trained ones would be called val; leave it as the run has it, or give a set of its own "
+            "under data.val or data.extra"
+        )
+
+
+def _require_split(recipe: Recipe, split: str) -> None:
+    """Refuse a split that there is not.
+
+    Raises:
+        RunError: no such name, or an extra split, which is not opened while images are held out for scores.
+    """
+    extra = recipe.data.extra if isinstance(recipe.data, FolderSpec) else {}
+    held = recipe.data.holdout is not None
+    if held and split in extra:
+        raise RunError(
+            f"--split {split!r}: extra splits are not opened under data.holdout; there are val (the part held out) and "
+            "train, or all of them with data.holdout=null"
+        )
+    names = ["val", "train", *(() if held else extra)]
+    if split not in names:
+        raise RunError(f"--split {split!r}: no such split{nearest(split, names)}; there are {', '.join(names)}")
+
+
 def score_run(
     run: Run,
     split: str = "val",
@@ -58,16 +95,14 @@ def score_run(
         overrides: keys of the recipe that an evaluation reads, for instance `data.root` when the data moved.
 
     Raises:
-        ConfigError: a key that an evaluation does not read.
-        RunError: the run has no student yet, or no split of that name.
+        ConfigError: a key that an evaluation does not read, or one that would score on images of the training.
+        RunError: the run has no student yet, or no split of that name is opened.
     """
     _refuse_unread(overrides or {})
     best = {"student": run.student_spec.model_dump(mode="json")}
     recipe = load_recipe(run.path / "recipe.yaml", {**(overrides or {}), **best})
-    extra = recipe.data.extra if isinstance(recipe.data, FolderSpec) else {}
-    names = ["val", "train", *extra]
-    if split not in names:
-        raise RunError(f"--split {split!r}: no such split{nearest(split, names)}; there are {', '.join(names)}")
+    _refuse_other_parts(run.recipe.data, recipe.data)
+    _require_split(recipe, split)
     parts = assemble(recipe, training=False)
     splits = {"val": parts.data.val, "train": parts.data.train, **parts.data.extra}
     runtime = parts.recipe.runtime
