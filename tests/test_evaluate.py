@@ -12,12 +12,14 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from densekd.errors import ModelError
 from densekd.evaluate import confusion
 from densekd.models import ModelSpec, build_model, output_at_any_size
 from densekd.models.sizes import fitting_size
 from densekd.predict import predict
 from densekd.runs import train
 from densekd.runs.score import score_run
+from densekd.taps import main_output
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import SegmentationSpec
 
@@ -82,6 +84,26 @@ def test_what_fits_and_what_states_no_multiple_goes_through_untouched() -> None:
         assert torch.equal(output_at_any_size(network, fits), network(fits)["out"])
         assert output_at_any_size(network, fits).shape == (1, 3, 8, 12)
         assert torch.equal(output_at_any_size(plain, odd), plain(odd))
+
+
+class Short(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.requires_divisible_input_shape = getattr(network, "requires_divisible_input_shape", False)
+        self.encoder = getattr(network, "encoder", None)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return main_output(self.network(images))[:1]
+
+
+@pytest.mark.parametrize("network", [nn.Conv2d(3, 3, 1), Picky()])
+def test_a_map_for_each_image_or_an_error(network: nn.Module) -> None:
+    told = r"^the network gives \(1, 3, \d+, \d+\) for 2 images; expected a map for each$"
+    with pytest.raises(ModelError, match=told):
+        output_at_any_size(Short(network).eval(), torch.randn(2, 3, 13, 16))
+    with pytest.raises(ModelError, match=told):
+        confusion(Short(network), entries((13, 16), (13, 16)), TASK, device=CPU, batch_size=2)
 
 
 def test_the_matrix_of_mixed_sizes_is_that_of_single_images() -> None:

@@ -100,6 +100,14 @@ def only_training(num_classes):
     return Wrap(num_classes, lambda map, images, training: map if training else map[:, :1])
 
 
+def first_alone(num_classes):
+    return Wrap(num_classes, lambda map, images, training: map if training else map[:1])
+
+
+def squeezed(num_classes):
+    return Wrap(num_classes, lambda map, images, training: map if training else map.squeeze(0))
+
+
 def pooled(num_classes):
     return nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(6), nn.Upsample((16, 24)),
@@ -189,6 +197,23 @@ def test_images_of_the_validation_set_may_be_larger(place: Path, tmp_path: Path)
     )
     with pytest.raises(ModelError, match=told):
         train(asked, out=tmp_path / "run", data__augment__crop=[16, 16])
+
+
+FIRST_ALONE = (
+    r"fails in evaluation mode on images \(2, 3, 16, 24\): the network gives \(1, 3, 16, 24\) for 2 images; expected a "
+    r"map for each; it gets"
+)
+
+
+def test_a_batch_in_evaluation_mode_is_tried_too(place: Path, tmp_path: Path) -> None:
+    asked = recipe(place, student={"model": f"{place}/own.py:first_alone"})
+    with pytest.raises(ModelError, match=FIRST_ALONE):
+        train(asked, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    # one image at a time it can do
+    assert train(asked, out=tmp_path / "run", train__evaluate_batch_size=1, train__steps=1).record.best is not None
+    with pytest.raises(ModelError, match=r"on an image \(1, 3, 16, 24\): the network gives \(3, 16, 24\) for 1 images"):
+        train(recipe(place, student={"model": f"{place}/own.py:squeezed"}), out=tmp_path / "other")
 
 
 def test_binary_expects_one_logit(place: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densekd.errors import ModelError
 from densekd.taps import main_output
 
 
@@ -37,12 +38,22 @@ def output_at_any_size(network: nn.Module, images: Tensor) -> Tensor:
 
     Returns:
         `(N, K, H, W)` where the images were padded, else the network's main output as it is.
+
+    Raises:
+        ModelError: the network gives another number of maps than it was given images.
     """
     height, width = int(images.shape[-2]), int(images.shape[-1])
     padded = fitting_size((height, width), input_multiple(network))
     if padded == (height, width):
-        return main_output(network(images))
+        return _one_each(main_output(network(images)), images)
     output = main_output(network(F.pad(images, (0, padded[1] - width, 0, padded[0] - height))))
+    _one_each(output, images)
     if tuple(output.shape[-2:]) != padded:
         output = F.interpolate(output.float(), padded, mode="bilinear", align_corners=False)
     return output[..., :height, :width]
+
+
+def _one_each(output: Tensor, images: Tensor) -> Tensor:
+    if output.shape[:1] != images.shape[:1]:
+        raise ModelError(f"the network gives {tuple(output.shape)} for {len(images)} images; expected a map for each")
+    return output

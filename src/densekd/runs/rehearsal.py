@@ -23,8 +23,8 @@ def rehearse(parts: Parts) -> None:
     """One training batch forwards and backwards, one validation image forwards; everything is left as it was.
 
     The batch is the run's first micro-batch, in training mode and in the run's precision; the image is the first of
-    the validation set, in evaluation mode. Weights, gradients, buffers, modes and random states are afterwards what
-    they were before.
+    the validation set, in evaluation mode, alone and (where an evaluation has batches) twice in a batch. Weights,
+    gradients, buffers, modes and random states are afterwards what they were before.
 
     Raises:
         ModelError: the student fails, gives another shape than the task needs, or gets no gradient from the loss.
@@ -67,17 +67,19 @@ def _train(parts: Parts) -> None:
 
 def _evaluate(parts: Parts) -> None:
     entry = parts.eval_view()[0]
-    image = entry["image"][None].to(parts.device).contiguous(memory_format=parts.layout)
     size = (entry["label"].shape[-2], entry["label"].shape[-1])
     precision = autocast(parts.device, parts.recipe.runtime.precision)
-
-    def predict() -> Tensor:
-        with evaluation_mode(parts.student), torch.no_grad(), precision:
-            return parts.task.predict(output_at_any_size(parts.student, image), size)
-
-    doing = f"in evaluation mode on an image {tuple(image.shape)}"
     expected = f"{_expected(parts)}. Validation images keep their stored size unless data.augment.size is set"
-    attempt(predict, _name(parts), doing, expected)
+
+    def predict(images: Tensor) -> Tensor:
+        with evaluation_mode(parts.student), torch.no_grad(), precision:
+            return parts.task.predict(output_at_any_size(parts.student, images), size)
+
+    # One image as the last of a split may be, two because a network may deal with one alone otherwise.
+    for count in range(1, min(2, parts.recipe.train.evaluate_batch_size, len(parts.data.val)) + 1):
+        images = torch.stack([entry["image"]] * count).to(parts.device).contiguous(memory_format=parts.layout)
+        what = f"an image {tuple(images.shape)}" if count == 1 else f"images {tuple(images.shape)}"
+        attempt(partial(predict, images), _name(parts), f"in evaluation mode on {what}", expected)
 
 
 def _first_batch(parts: Parts) -> dict[str, Any]:
