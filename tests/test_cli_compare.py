@@ -58,6 +58,7 @@ class TestMistakes:
         [
             (["--methods", "chanelwise"], "unknown method 'chanelwise'; did you mean 'channelwise'"),
             (["--methods", "pixelwise,pixelwise"], "'pixelwise' is given twice"),
+            (["--methods", ","], "--methods: a label is empty"),
             (["--methods", "none"], "at least one method beside 'none'"),
             (["--methods", "pixelwise@features"], "method 'pixelwise@features': term"),
             (["--seeds", "0,x"], "--seeds '0,x': expected numbers with commas between"),

@@ -10,7 +10,7 @@ from PIL import Image
 from densekd import files
 from densekd.config import dump_recipe, load_recipe, recipe_digest
 from densekd.data.build import build_data
-from densekd.errors import ConfigError, RunError
+from densekd.errors import ConfigError, DtypeError, RunError
 from densekd.evaluate import evaluation_mode, spread
 from densekd.models import weights_digest
 from densekd.runs import Run, distill, train
@@ -348,6 +348,8 @@ class TestFolder:
             Run.load(tmp_path).record
         with pytest.raises(RunError, match=r"holds no recipe\.yaml"):
             Run.load(tmp_path).recipe
+        with pytest.raises(DtypeError, match=r"^Run\.load: expected the path of a run folder, got 3"):
+            Run.load(3)
 
 
 class TestLength:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import densekd
 from densekd.config import load_recipe
-from densekd.errors import ConfigError, RunError
+from densekd.errors import CheckpointError, ConfigError, RunError
 from densekd.losses.catalog import METHODS
 from densekd.models.digest import weights_digest
 from densekd.records import PlannedMethod, StudyPlan
-from densekd.runs.assemble import assemble, build_distiller, build_teacher
+from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
+from densekd.runs.execute import resolve
 from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch
 from densekd.study import check_seeds, prepare, resolve_methods
@@ -106,12 +110,42 @@ class TestLabels:
             (["both@features"], r"unknown method 'both@features'"),
             (["pixelwise", "pixelwise"], r"'pixelwise' is given twice"),
             (["none"], r"at least one method beside 'none'"),
-            ([""], r"unknown method ''"),
+            ([""], r"^--methods: a label is empty; expected labels with commas between"),
+            (["", " "], r"^--methods: a label is empty"),
+            ("channelwise", r"^--methods: expected a list of labels, got 'channelwise'$"),
+            ([1], r"^--methods: expected a list of labels, got 1 among them$"),
+            (7, r"^--methods: expected a list of labels, got 7$"),
         ],
     )
     def test_refusals(self, base, labels, words):
         with pytest.raises(ConfigError, match=words):
             resolve_methods(base, labels)
+
+    @pytest.mark.parametrize(
+        ("term", "words"),
+        [
+            ({"weight": 0}, r"^recipe: {key}\.1\.weight: a term of weight 0 does nothing"),
+            (
+                {"method": "pixelwize"},
+                r"^recipe: {key}\.1\.method: unknown method 'pixelwize'; did you mean 'pixelwise'",
+            ),
+        ],
+    )
+    def test_a_term_that_cannot_be_is_told_by_its_key(self, base, term, words):
+        raw = base.model_dump(mode="json")
+        named = load_recipe(raw, {"compare.methods": {"a": {"terms": [{}, term]}}})
+        with pytest.raises(ConfigError, match=words.format(key=r"compare\.methods\.a\.terms")):
+            resolve_methods(named, ["a"])
+        plain = load_recipe(raw, {"compare.methods": {}, "terms": [{"method": "pixelwise"}, term]})
+        with pytest.raises(ConfigError, match=words.format(key="terms")):
+            resolve_methods(plain)
+
+    def test_the_recipes_own_term_of_a_label_is_told_by_its_place(self, base):
+        terms = [{"method": "pixelwise"}, {"weight": 0}]
+        mixed = load_recipe(base.model_dump(mode="json"), {"compare.methods": {}, "terms": terms})
+        assert [method.name for method in resolve_methods(mixed, ["pixelwise"])[0]] == ["none", "pixelwise"]
+        with pytest.raises(ConfigError, match=r"^recipe: terms\.1\.weight: a term of weight 0 does nothing"):
+            resolve_methods(mixed, ["channelwise"])
 
     def test_features_that_nobody_named(self, base):
         plain = base.model_copy(update={"compare": type(base.compare)()})
@@ -128,7 +162,63 @@ class TestLabels:
     def test_seeds(self, seeds):
         with pytest.raises(ConfigError, match="expected different numbers, whole and none below 0"):
             check_seeds(seeds)
+        for single in (3, "012"):
+            with pytest.raises(
+                ConfigError, match=f"^--seeds: expected a list of different whole numbers, got {single!r}"
+            ):
+                check_seeds(single)
         assert check_seeds((2, 0)) == [2, 0]
+
+
+class TestPreparation:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"progress": 3}, r"^progress: expected a densekd\.study\.Silent or one of its subclasses, got 3"),
+            ({"out": 3}, r"^--out: expected the path of a folder, got 3"),
+            ({"force": "no"}, r"^--force: expected True or False, got 'no'"),
+            ({"budget": None}, r"^--budget None: unknown; expected steps or seconds"),
+            ({"methods": "channelwise"}, r"^--methods: expected a list of labels"),
+            ({"jobs": "2"}, r"^--jobs 2: expected 1 or more runs at a time, a whole number"),
+        ],
+    )
+    def test_wrong_types(self, base, tmp_path, options, words):
+        with pytest.raises(ConfigError, match=words):
+            prepare(base, **{"methods": ["channelwise"], "seeds": [0], "out": tmp_path / "s", **options})
+
+    def test_a_label_too_long_for_a_folder(self, base, tmp_path):
+        def changed(label):
+            spec = {label: {"terms": [{"method": "channelwise"}]}}
+            return load_recipe(base.model_dump(mode="json"), {"compare.methods": spec})
+
+        longest = "a" * 197
+        assert prepare(changed(longest), methods=[longest], seeds=[0], out=tmp_path / "s").methods[1].name == longest
+        for label, size in (("a" * 198, 201), ("\u00e4" * 100, 203)):
+            with pytest.raises(ConfigError, match=f"^label '.*would have a name of {size} bytes; 200 at most"):
+                prepare(changed(label), methods=[label], seeds=[0], out=tmp_path / "s")
+
+    @pytest.mark.parametrize("key", ["checkpoint", "encoder_checkpoint"])
+    def test_weights_of_the_teacher_that_are_not_there_are_told_first(self, base, tmp_path, key):
+        changes = {"teacher.checkpoint": None, "teacher.untrained": True, f"teacher.{key}": "runs/nobody"}
+        wrong = load_recipe(base.model_dump(mode="json"), changes)
+        with pytest.raises(CheckpointError, match=rf"^teacher\.{key}: checkpoint .*nobody: no such file"):
+            prepare(wrong, methods=["channelwise"], seeds=[0], out=tmp_path / "s")
+
+    def test_the_example_on_the_page_has_a_teacher(self, monkeypatch):
+        page = Path(__file__).resolve().parent.parent / "docs" / "compare.md"
+        (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+        class CheckedError(Exception):
+            pass
+
+        def compare(recipe, *, methods, seeds, jobs, **overrides):
+            found = resolve(recipe, None, overrides)
+            require_teacher(resolve_methods(found, methods)[0][1].recipe(found, seeds[0]))
+            raise CheckedError
+
+        monkeypatch.setattr(densekd, "compare", compare)
+        with pytest.raises(CheckedError):
+            exec(code, {})
 
 
 class TestThePartOfTheRecipe:
@@ -227,6 +317,19 @@ class TestTasks:
         assert found[0].action == "again"
         assert "its recipe cannot be read" in found[0].differs[0]
 
+    @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', "\udcff"])
+    def test_a_damaged_record_is_started_again_when_forced_and_the_error_says_so(self, base, tmp_path, content):
+        for task in self.tasks(base, tmp_path):
+            start_folder(task.path, task.recipe)
+        (tmp_path / "none-s0" / "record.json").write_text(content, errors="surrogateescape")
+        found = self.tasks(base, tmp_path)
+        assert [task.action for task in found] == ["again", "resume", "resume", "resume"]
+        with pytest.raises(
+            RunError, match=r"none-s0 \(its record cannot be read: .*record\.json: not .*Use --force to"
+        ):
+            require_same(found, force=False)
+        assert require_same(found, force=True)[0].startswith("none-s0: started again (its record cannot be read")
+
     def test_what_is_no_run_is_left_alone(self, base, tmp_path):
         (tmp_path / "none-s0").mkdir()
         (tmp_path / "none-s0" / "thesis.tex").write_text("x")
@@ -307,6 +410,9 @@ class TestPlan:
     def test_a_damaged_plan(self, tmp_path):
         (tmp_path / "plan.json").write_text('{"schema": 1}')
         with pytest.raises(RunError, match=r"plan\.json: not a plan of schema 1: budget: Field required"):
+            read_plan(tmp_path)
+        (tmp_path / "plan.json").write_text("{")
+        with pytest.raises(RunError, match=r"plan\.json: not readable as JSON .*; remove it to plan anew"):
             read_plan(tmp_path)
 
     def test_arithmetic(self):

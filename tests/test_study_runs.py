@@ -276,6 +276,15 @@ class TestRuns:
         assert "both-s0: started again (terms.1.weight: 0.5 -> 0.25)" in watch.lines
         assert Run.load(folder / "both-s0").recipe.terms[1].weight == 0.25
 
+        # A damaged record: refused, and its run alone started again when forced.
+        (folder / "none-s0" / "record.json").write_text("{")
+        with pytest.raises(RunError, match=r"none-s0 \(its record cannot be read: .*\)\. Use --force"):
+            compare(raw, methods=["both"], seeds=[0], out=folder)
+        watch = Keeping()
+        compare(raw, methods=["both"], seeds=[0], out=folder, force=True, progress=watch)
+        assert set(watch.endings) == {"none-s0"}
+        assert Run.load(folder / "none-s0").record.status == "done"
+
     def test_a_run_in_a_study_is_the_run_by_hand(self, place, tmp_path):
         from densekd.runs import distill, train
         from runkit import log_without_times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,10 +42,37 @@ def test_all_terms_of_a_method_move_together_and_those_without_temperature_keep_
     assert (cold.label, cold.temperature) == ("feature-w2", None)
 
 
-@pytest.mark.parametrize("factors", [(), (0.0,), (1.0, 1.0), (float("nan"),), (-1.0, 2.0)])
+@pytest.mark.parametrize(
+    "factors", [(), (0.0,), (1.0, 1.0), (1.0, 1.0000001), (float("nan"),), (-1.0, 2.0), ("a",), ("4",), (True,)]
+)
 def test_bad_factors_are_refused(factors: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match=r"--factors .*expected different positive numbers"):
         candidates(CWD, factors, ())
+
+
+@pytest.mark.parametrize("single", [1, "1", None])
+def test_single_values_are_no_factors_and_no_temperatures(single: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--factors: expected a list of different positive numbers, got"):
+        candidates(CWD, single, ())
+    with pytest.raises(ConfigError, match=r"--temperatures: expected a list of different positive numbers, got"):
+        candidates(CWD, (1.0,), single)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"group": "["}, r"^--group: '\[' is not a regular expression: unterminated character set"),
+        ({"group": 3}, r"^--group: expected a regular expression, got 3"),
+        ({"steps": "3"}, r"^--steps 3: expected 1 or more, a whole number"),
+        ({"fraction": "a"}, r"^--holdout 'a': expected a share of the training images"),
+        ({"temperatures": ["4"]}, r"^--temperatures 4: expected different positive numbers"),
+        ({"methods": "channelwise"}, r"^--methods: expected a list of labels, got 'channelwise'"),
+        ({"progress": 3}, r"^progress: expected a densekd\.study\.Silent"),
+    ],
+)
+def test_mistakes_in_a_python_call_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tune("demo", **{"group": "^a", "teacher.untrained": True, **options})
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +113,8 @@ def test_a_sweep_never_reads_the_validation_set_and_writes_the_best(place: Path)
         (["--factors", "1,x"], "--factors '1,x': expected numbers with commas between"),
         (["--methods", "chanelwise"], "did you mean 'channelwise'"),
         (["--holdout", "2"], "--holdout 2: expected a share of the training images"),
+        (["--group", "["], "--group: '[' is not a regular expression"),
+        (["--factors", "1,1.0000001"], "--factors 1.0,1.0000001: expected different positive numbers"),
         (["--steps", "0"], "--steps 0: expected 1 or more"),
         (["--seeds", "0,0"], "--seeds 0,0: expected different numbers"),
     ],

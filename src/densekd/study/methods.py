@@ -11,6 +11,7 @@ from densekd.errors import ConfigError, nearest
 from densekd.losses.catalog import METHODS
 from densekd.runs.execute import resolve
 from densekd.runs.execution import Kind
+from densekd.study.arguments import entries
 from densekd.training.specs import TermSpec
 
 NONE = "none"
@@ -69,11 +70,15 @@ def resolve_methods(recipe: Recipe, labels: Sequence[str] | None = None) -> tupl
         labels: None: the keys of `compare.methods`, or else the methods of the recipe's terms.
 
     Raises:
-        ConfigError: an unknown label (the nearest known ones are named), one given twice, none at all.
+        ConfigError: no list of texts; an unknown label (the nearest known ones are named), an empty one, one given
+            twice, none at all; a term of the recipe behind a label that nobody knows or that does nothing.
     """
     if labels is None:
-        labels = list(recipe.compare.methods) or list(dict.fromkeys(term.method for term in recipe.terms))
-    labels = [label.strip() for label in labels]
+        labels = list(recipe.compare.methods)
+        if not labels:
+            _require_terms("terms", recipe.terms)
+            labels = list(dict.fromkeys(term.method for term in recipe.terms))
+    labels = [_label(label) for label in entries("--methods", labels, "labels")]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(f"--methods: {doubled[0]!r} is given twice; each label names one folder of runs")
@@ -86,6 +91,28 @@ def resolve_methods(recipe: Recipe, labels: Sequence[str] | None = None) -> tupl
     return [ALONE, *others], told
 
 
+def _label(label: object) -> str:
+    if not isinstance(label, str):
+        raise ConfigError(f"--methods: expected a list of labels, got {label!r} among them")
+    if not label.strip():
+        raise ConfigError("--methods: a label is empty; expected labels with commas between, as channelwise,pixelwise")
+    return label.strip()
+
+
+def _require_terms(key: str, terms: Sequence[TermSpec], method: str | None = None) -> None:
+    """Refuse terms (all, or those of one method) that nobody knows or that do nothing, by their key in the recipe."""
+    for place, term in enumerate(terms):
+        if method is not None and term.method != method:
+            continue
+        if term.method not in METHODS:
+            raise ConfigError(
+                f"recipe: {key}.{place}.method: unknown method {term.method!r}{nearest(term.method, METHODS)}; "
+                f"known: {', '.join(METHODS)}"
+            )
+        if term.weight == 0:
+            raise ConfigError(f"recipe: {key}.{place}.weight: a term of weight 0 does nothing; leave it out")
+
+
 def _known(recipe: Recipe) -> list[str]:
     return [*recipe.compare.methods, *(name for name in METHODS if name not in recipe.compare.methods)]
 
@@ -93,6 +120,7 @@ def _known(recipe: Recipe) -> list[str]:
 def _method(recipe: Recipe, label: str) -> Method:
     spec = recipe.compare.methods.get(label)
     if spec is not None:
+        _require_terms(f"compare.methods.{label}.terms", spec.terms)
         return Method(label, spec.where or where_of(spec.terms), spec.terms)
     name, at, where = label.partition("@")
     if name not in METHODS:
@@ -101,6 +129,7 @@ def _method(recipe: Recipe, label: str) -> Method:
             f"--methods: unknown method {label!r}{nearest(label, candidates)}; known: {', '.join(candidates)}"
         )
     if not at:
+        _require_terms("terms", recipe.terms, name)
         own = tuple(term for term in recipe.terms if term.method == name)
         terms = own or (_plain(name, "logits", "logits"),)
         return Method(label, where_of(terms), terms)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from densekd import files
 from densekd.config import Recipe
-from densekd.errors import RunError
+from densekd.errors import CheckpointError, RunError
 from densekd.records import Budget, PlannedMethod, StudyPlan, dump
 from densekd.study.calibration import median_of, steps_for
 from densekd.study.machine import Share
@@ -36,6 +36,8 @@ def read_plan(folder: Path) -> StudyPlan | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise RunError(f"{path}: not a plan of schema 1: {where}: {first['msg']}; remove it to plan anew") from None
+    except CheckpointError as error:
+        raise RunError(f"{error}; remove it to plan anew") from None
 
 
 def write_plan(folder: Path, plan: StudyPlan) -> None:

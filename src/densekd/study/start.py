@@ -6,18 +6,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from densekd.errors import ConfigError, RunError, nearest
+from densekd.config import Recipe
+from densekd.errors import CheckpointError, ConfigError, RunError, nearest
+from densekd.models.checkpoint_file import resolve_checkpoint
 from densekd.records import Budget
 from densekd.runs.assemble import choose_device, require_teacher
 from densekd.runs.engine import require_one_process
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.runs.folder import require_writable
+from densekd.study.arguments import entries, require_surroundings
 from densekd.study.comparison import Comparison
 from densekd.study.machine import cpus, gpus_for, share_out
-from densekd.study.methods import resolve_methods
+from densekd.study.methods import Method, resolve_methods
 from densekd.study.plan import PLAN
 from densekd.study.progress import Silent
 from densekd.study.result import DRAWN, Study
+
+#: bytes of a run's name: file systems take 255, and files beside the folder have longer names
+_LONGEST = 200
 
 
 def compare(
@@ -88,15 +94,18 @@ def prepare(
         DensekdError: labels, seeds, budget, recipe or folder are wrong.
     """
     require_one_process()
+    require_surroundings(out, force, progress)
     base = resolve(recipe, None, overrides)
     chosen, added = resolve_methods(base, methods)
     for method in chosen:
         if method.terms:
             require_teacher(method.recipe(base, base.seed))
+    asked_seeds = check_seeds(seeds)
+    _require_names(chosen, asked_seeds)
+    _require_weights(base)
     folder = Path(out) if out is not None else Path("runs") / f"{base.name}-compare"
     _require_folder(folder)
     gpus = gpus_for(choose_device(base))
-    asked_seeds = check_seeds(seeds)
     runs = len(chosen) * len(asked_seeds)
     share = share_out(jobs, cores=cpus(), gpus=gpus, runs=runs, asked_threads=base.runtime.threads)
     watch = progress or Silent()
@@ -109,9 +118,9 @@ def check_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds as a list.
 
     Raises:
-        ConfigError: none, repeated ones, negative ones, or no whole numbers.
+        ConfigError: no list; none, repeated ones, negative ones, or no whole numbers.
     """
-    found = list(seeds)
+    found = entries("--seeds", seeds, "different whole numbers")
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in found)
     if not found or not whole or len(set(found)) < len(found):
         raise ConfigError(f"--seeds {','.join(map(str, found))}: expected different numbers, whole and none below 0")
@@ -122,7 +131,30 @@ def _budget(text: str) -> Budget:
     for known in get_args(Budget):
         if text == known:
             return known
-    raise ConfigError(f"--budget {text!r}: unknown{nearest(text, get_args(Budget))}; expected steps or seconds")
+    raise ConfigError(f"--budget {text!r}: unknown{nearest(str(text), get_args(Budget))}; expected steps or seconds")
+
+
+def _require_names(methods: Sequence[Method], seeds: Sequence[int]) -> None:
+    """Refuse labels of which no folder could be named."""
+    for method in methods:
+        size = max(len(f"{method.name}-s{seed}".encode()) for seed in seeds)
+        if size > _LONGEST:
+            raise ConfigError(
+                f"label {method.name[:40] + '...'!r}: the folder of its runs, LABEL-sSEED, would have a name of {size} "
+                f"bytes; {_LONGEST} at most: choose a shorter one (under compare.methods)"
+            )
+
+
+def _require_weights(base: Recipe) -> None:
+    """Refuse weights of the teacher that are not there, before data and student are opened."""
+    for key in ("checkpoint", "encoder_checkpoint"):
+        spec = None if base.teacher is None else getattr(base.teacher, key)
+        if spec is not None:
+            try:
+                resolve_checkpoint(spec.path, Path())
+            except CheckpointError as error:
+                raise CheckpointError(f"teacher.{key}: {error}") from None
+            return  # with the whole network's, an encoder's own are not read
 
 
 def _require_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from densekd import files
 from densekd.config import Recipe, recipe_digest
-from densekd.errors import ConfigError, RunError
+from densekd.errors import CheckpointError, ConfigError, RunError
 from densekd.records import RunRecord
 from densekd.runs import Run
 from densekd.runs.folder import differences
@@ -25,7 +25,7 @@ class Task:
     """One run of a study.
 
     `recipe` is what it is trained with: a run that is gone on with keeps its own, threads included. `differs` says
-    in what the run that is there is another one than asked for.
+    in what the run that is there is another one than asked for, or that it is damaged.
     """
 
     name: str
@@ -81,10 +81,11 @@ def _task(name: str, method: Method, seed: int, path: Path, recipe: Recipe, teac
         return Task(name, method, seed, path, recipe, "start")
     try:
         saved = Run(path).recipe
-    except ConfigError as error:
+        record = Run.load(path).record if (path / "record.json").is_file() else None
+    except (ConfigError, RunError, CheckpointError) as error:
+        what = "recipe" if isinstance(error, ConfigError) else "record"
         words = " ".join(str(error).split())
-        return Task(name, method, seed, path, recipe, "again", (f"its recipe cannot be read: {words}",))
-    record = Run.load(path).record if (path / "record.json").is_file() else None
+        return Task(name, method, seed, path, recipe, "again", (f"its {what} cannot be read: {words}",))
     differs = [*differences(comparable(saved), comparable(recipe)), *_other_run(record, method, teacher)]
     if differs:
         return Task(name, method, seed, path, recipe, "again", tuple(differs))
@@ -131,8 +132,8 @@ def require_same(tasks: Iterable[Task], force: bool) -> list[str]:
     told = "; ".join(f"{task.name} ({', '.join(task.differs)})" for task in changed[:_TOLD])
     more = f"; and {len(changed) - _TOLD} more" if len(changed) > _TOLD else ""
     raise RunError(
-        f"{changed[0].path.parent}: holds runs of another recipe or teacher: {told}{more}. Use --force to start these "
-        "again and no others, or another --out"
+        f"{changed[0].path.parent}: holds runs that are damaged, or of another recipe or teacher: {told}{more}. "
+        "Use --force to start these again and no others, or another --out"
     )
 
 

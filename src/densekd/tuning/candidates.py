@@ -10,6 +10,7 @@ from densekd.config import CompareMethod
 from densekd.errors import ConfigError
 from densekd.losses.catalog import loss_options
 from densekd.study import Method
+from densekd.study.arguments import entries, is_number
 from densekd.training.specs import TermSpec
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -42,10 +43,10 @@ def candidates(method: Method, factors: Sequence[float], temperatures: Sequence[
     """Every factor with every temperature; methods without a temperature have the factors alone.
 
     Raises:
-        ConfigError: factors or temperatures that are none, repeated, not positive or not finite.
+        ConfigError: factors or temperatures that are none, alike in six digits, not positive or not finite.
     """
-    _check("factors", factors, required=True)
-    _check("temperatures", temperatures, required=False)
+    factors = _checked("factors", factors, required=True)
+    temperatures = _checked("temperatures", temperatures, required=False)
     warm = any("temperature" in loss_options(term.method) for term in method.terms)
     found = []
     for temperature in temperatures if warm and temperatures else (None,):
@@ -63,8 +64,13 @@ def _changed(term: TermSpec, factor: float, temperature: float | None) -> TermSp
     return term.model_copy(update=changes)
 
 
-def _check(name: str, values: Sequence[float], *, required: bool) -> None:
-    good = all(math.isfinite(value) and value > 0 for value in values) and len(set(values)) == len(values)
-    if not good or (required and not values):
-        shown = ",".join(f"{value:g}" for value in values)
-        raise ConfigError(f"--{name} {shown}: expected different positive numbers with commas between")
+def _checked(name: str, values: Sequence[float], *, required: bool) -> list[float]:
+    found = entries(f"--{name}", values, "different positive numbers")
+    good = all(is_number(value) and math.isfinite(value) and value > 0 for value in found)
+    # A label and a weight have six digits: what is alike in them is one setting.
+    if not good or len({f"{value:g}" for value in found}) < len(found) or (required and not found):
+        shown = ",".join(map(str, found))
+        raise ConfigError(
+            f"--{name} {shown}: expected different positive numbers with commas between (six digits count)"
+        )
+    return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from densekd import files
 from densekd.config import Recipe, dump_recipe
 from densekd.data.specs import FolderSpec, HoldoutSpec
@@ -14,6 +16,7 @@ from densekd.errors import ConfigError
 from densekd.records import StudyMethod
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.study import Silent, Study, prepare, resolve_methods
+from densekd.study.arguments import is_number, require_surroundings
 from densekd.tuning.candidates import FACTORS, Candidate, candidates
 
 TUNED = "tuned.yaml"
@@ -76,10 +79,11 @@ def tune(
         as its `terms` where one method was tuned.
 
     Raises:
-        ConfigError: no group pattern for a folder of images, bad factors, temperatures or steps.
+        ConfigError: no group pattern for a folder of images or a bad one, bad factors, temperatures, steps or types.
         RunsFailedError: a run failed, so that nothing can be chosen.
         DensekdError: as `densekd.compare`.
     """
+    require_surroundings(out, force, progress)
     base = resolve(recipe, None, overrides)
     chosen, _ = resolve_methods(base, methods)
     tried = {method.name: candidates(method, factors, temperatures) for method in chosen if method.terms}
@@ -110,8 +114,11 @@ def tune(
 
 
 def _holdout(base: Recipe, group: str | None, fraction: float) -> HoldoutSpec:
-    if not 0 < fraction < 1:
-        raise ConfigError(f"--holdout {fraction:g}: expected a share of the training images between 0 and 1")
+    if not is_number(fraction) or not 0 < fraction < 1:
+        shown = f"{fraction:g}" if is_number(fraction) else repr(fraction)
+        raise ConfigError(f"--holdout {shown}: expected a share of the training images between 0 and 1")
+    if group is not None and not isinstance(group, str):
+        raise ConfigError(f"--group: expected a regular expression, got {group!r}")
     data = base.data
     if data.holdout is not None and group is None:
         return data.holdout
@@ -120,12 +127,16 @@ def _holdout(base: Recipe, group: str | None, fraction: float) -> HoldoutSpec:
             "--group is missing: a regular expression that finds a file's group (drive, place, day) in its name, for "
             "instance '^[^_]+'; whole groups are held out of the training set, because images of one are too alike"
         )
-    return HoldoutSpec(group=group, fraction=fraction)
+    try:
+        return HoldoutSpec(group=group, fraction=fraction)
+    except ValidationError as error:
+        words = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--group: {words}") from None
 
 
 def _steps(base: Recipe, steps: int) -> int:
-    if isinstance(steps, bool) or steps < 1:
-        raise ConfigError(f"--steps {steps}: expected 1 or more")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"--steps {steps}: expected 1 or more, a whole number")
     return min(steps, base.train.steps or steps)
 
 
