@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from densekd import files
 from densekd.errors import CheckpointError, NonFiniteError, RunError
 from densekd.runs import Run, distill, train
-from densekd.runs.execute import Quiet
+from densekd.runs.execute import Quiet, dry_run
 from densekd.runs.lock import claimed
 from densekd.training.signals import Interrupted, StopSignals
 from runkit import distillation, log_without_times, make_place, recipe
@@ -287,6 +288,56 @@ class TestKilled:
         assert os.WTERMSIG(status) == signal.SIGKILL
         assert Run.load(tmp_path / "run").record.status == "running"
         same(distill(asked, out=tmp_path / "run", resume=True), whole)
+
+
+class TestOtherImages:
+    """Files that came, went or were renamed between the start of a run and its resume."""
+
+    @pytest.fixture
+    def begun(self, tmp_path):
+        root = make_place(tmp_path / "data", train=4, val=2)
+        more = tmp_path / "more"
+        shutil.copytree(root / "val" / "images", more)
+        asked = distillation(root, root / "teacher")
+        asked["teacher"] = {"model": f"{root}/nets.py:teacher", "untrained": True}
+        asked["data"]["unlabelled"] = {"root": str(more)}
+        with pytest.raises(Interrupted):
+            distill(asked, out=tmp_path / "run", progress=StopAt(3))
+        return tmp_path
+
+    def pair(self, root, split, old, new):
+        for kind in ("images", "masks"):
+            folder = root / "data" / split / kind
+            shutil.move(folder / f"{old}.png", folder / f"{new}.png")
+
+    def test_are_refused_and_nothing_is_changed(self, begun):
+        run = begun / "run"
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        more, extra = begun / "more", begun / "more" / "00.png"
+        refused = r"run: the images are other ones than those this run began with \({}: {} images .* now {} images \("
+        for change, back, words in (
+            (lambda: shutil.copy(more / "0.png", extra), extra.unlink, ("unlabelled", 2, 3)),
+            (lambda: self.pair(begun, "train", 1, 9), lambda: self.pair(begun, "train", 9, 1), ("train", 4, 4)),
+            (lambda: self.pair(begun, "val", 0, 7), lambda: self.pair(begun, "val", 7, 0), ("val", 2, 2)),
+        ):
+            change()
+            with pytest.raises(RunError, match=refused.format(*words)):
+                distill(run, resume=True)
+            with pytest.raises(RunError, match=refused.format(*words)):
+                dry_run("distill", Run.load(run).recipe, run, resume=True, force=False, progress=Quiet())
+            back()
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert distill(run, resume=True).record.status == "done"
+        shutil.copy(more / "0.png", extra)
+        assert distill(run, resume=True).record.status == "done"  # there is nothing left to learn
+
+    def test_a_record_without_them_is_gone_on_with(self, begun):
+        path = begun / "run" / "record.json"
+        raw = json.loads(path.read_text())
+        assert [raw["images"][name]["count"] for name in ("train", "val", "unlabelled")] == [4, 2, 2]
+        del raw["images"]
+        files.write_json(path, raw)
+        assert distill(begun / "run", resume=True).record.images["train"].count == 4
 
 
 class TestCheckpoints:

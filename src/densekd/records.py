@@ -58,6 +58,13 @@ class TeacherCost(NetworkCost):
     sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
 
 
+class ImageList(_Record):
+    """The images of one set, as they are numbered."""
+
+    count: int
+    sha256: str = Field(description="of their names, each followed by a zero byte")
+
+
 class RunRecord(_Record):
     """`record.json` of a run."""
 
@@ -80,6 +87,9 @@ class RunRecord(_Record):
     warnings: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
     recipe_sha256: str = ""
+    images: dict[str, ImageList] = Field(
+        default_factory=dict, description="train, val and unlabelled as the run began: a resume compares them"
+    )
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

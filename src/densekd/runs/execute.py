@@ -16,6 +16,7 @@ from densekd.runs.claim import Claim
 from densekd.runs.engine import require_one_process
 from densekd.runs.execution import Execution, Kind, method_of
 from densekd.runs.folder import Run, require_writable
+from densekd.runs.images import images_of, require_same_images
 from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.progress import Quiet as Quiet
@@ -118,7 +119,7 @@ def _run(kind: Kind, recipe_like: RecipeLike, options: _Options) -> Run:
             leave_finished(Run.load(folder), options.progress.said)
         return Run.load(folder)
     require_writable(folder)
-    Execution(kind, _parts(kind, claim, options.progress), claim, options.progress).go()
+    Execution(kind, _parts(kind, claim, before, options.progress), claim, options.progress).go()
     return Run.load(folder)
 
 
@@ -133,7 +134,7 @@ def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bo
     if before is not None and before.status == "done":
         progress.said(f"{folder}: this run is done already; nothing to resume")
     require_writable(folder)
-    parts = _parts(kind, claim, progress)
+    parts = _parts(kind, claim, before, progress)
     total_steps(recipe, len(parts.data.train))
     if kind == "distill":
         build_distiller(parts, build_teacher(parts))
@@ -150,11 +151,13 @@ def _checked(kind: Kind, claim: Claim) -> RunRecord | None:
     return claim.look()
 
 
-def _parts(kind: Kind, claim: Claim, progress: Quiet) -> Parts:
-    """The run's parts; its student has run once."""
+def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet) -> Parts:
+    """The run's parts, of the images that the run before began with; its student has run once."""
     recipe = claim.recipe
     parts = assemble(recipe, watch=progress.checking, resumed=claim.resume, unlabelled=kind == "distill")
     if kind == "train" and (recipe.teacher is not None or recipe.terms):
         parts.notices.append("train: the recipe's teacher and terms are not used: the student is trained alone")
+    if before is not None and before.status != "done":
+        require_same_images(claim.folder, before, images_of(parts.data))
     rehearse(parts)
     return parts

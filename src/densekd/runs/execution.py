@@ -20,6 +20,7 @@ from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine
 from densekd.runs.folder import Run, start_folder
+from densekd.runs.images import images_of
 from densekd.runs.length import epochs_of, total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.memory import peak_bytes, reset_peak
@@ -229,6 +230,7 @@ class Execution:
             warnings=self.warnings,
             environment=environment(),
             recipe_sha256=recipe_digest(recipe),
+            images=images_of(self.parts.data),
         )
 
     def _device_name(self) -> str:
