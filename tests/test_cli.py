@@ -157,6 +157,15 @@ class TestMistakes:
         assert "internal error: KeyError: 'oops'" in err
         assert "--debug" in err
 
+    def test_whatever_the_users_own_code_raises_is_one_line(self, densekd, place, tmp_path):
+        (tmp_path / "own.py").write_text(
+            "from torch import nn\nclass Net(nn.Module):\n    def forward(self, images):\n"
+            "        raise BaseException('b')\ndef build(num_classes):\n    return Net()\n"
+        )
+        code, out, err = densekd("train", place / "tiny.yaml", "student.model=own.py:build")
+        assert (code, out) == (2, "")
+        assert err.splitlines()[-1] == f"error: {tmp_path}/own.py:4: BaseException: b (in your own code)"
+
     def test_a_full_disk_is_no_defect(self, densekd, monkeypatch):
         def full(*_args):
             raise OSError(28, "No space left on device", "runs/x")

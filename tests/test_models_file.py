@@ -125,6 +125,11 @@ def test_mistakes_are_named(folder: Path, function: str, options: dict[str, Any]
             "import sys\nsys.exit()\n",
             r"net\.py:2: the program is ended there, SystemExit\(\) \(while executing the file",
         ),
+        ("\nraise BaseException('b')\n", r"net\.py:2: BaseException: b \(while executing the file"),
+        (
+            "class Stop(BaseException): pass\ndef build(num_classes):\n    raise Stop('here')",
+            r"net\.py:3: Stop: here \(while calling build\)",
+        ),
         (
             "def build(num_classes):\n    import argparse\n    argparse.ArgumentParser().parse_args(['--nonsense'])",
             r"net\.py:3: the program is ended there, SystemExit\(2\) \(while calling build\).*__main__",

@@ -60,7 +60,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             # The reader of our output (head, less) has left: nothing to say, and nothing more to flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # the user's own code may raise what is no Exception
             if STOPPING.asked is not None:
                 raise SystemExit(STOPPING.end()) from None
             if debugging() or (isinstance(error, SystemExit) and explained(error) is None):

@@ -119,7 +119,9 @@ def _located(path: Path, doing: str) -> Iterator[None]:
             f"{place}: the program is ended there, {stop!r} (while {doing}); a file that is imported "
             'runs what stands outside of `if __name__ == "__main__":`'
         ) from stop
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a class of the user's own may stand beside Exception
         frames = traceback.extract_tb(error.__traceback__)
         inside = [frame for frame in frames if Path(frame.filename) == path]
         where = f"{path}:{inside[-1].lineno}" if inside else str(path)
