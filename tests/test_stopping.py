@@ -26,6 +26,53 @@ main()
 """
 
 
+# The installed script, by its name; says what was imported when its first handlers are about to stand.
+SCRIPT = """
+import os, signal, sys
+
+before = {{*sys.modules}}
+
+def watch(event, arguments):
+    if event == "import" and arguments[0] == "{at}":
+        {then}
+
+sys.addaudithook(watch)
+from densekd.cli.main import main
+main()
+"""
+
+
+def script(folder: Path, at: str, then: str) -> subprocess.CompletedProcess[str]:
+    (folder / "densekd").write_text(SCRIPT.format(at=at, then=then))
+    return subprocess.run(
+        [sys.executable, "densekd", "--version"], capture_output=True, text=True, cwd=folder, timeout=100
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, (130, "", "interrupted\n")), (signal.SIGTERM, (143, "", "terminated\n"))]
+)
+@pytest.mark.parametrize("at", ["densekd.cli.stopping", "typer"])
+def test_while_the_command_is_loaded(tmp_path: Path, at: str, number: int, told: tuple[int, str, str]) -> None:
+    done = script(tmp_path, at, f"os.kill(os.getpid(), {int(number)})")
+    assert (done.returncode, done.stdout, done.stderr) == told
+
+
+def test_next_to_nothing_is_imported_before_signals_are_handled(tmp_path: Path) -> None:
+    done = script(tmp_path, "densekd.cli.early", "sys.stdout.write(' '.join(sys.modules.keys() - before) + '\\n')")
+    names, version = done.stdout.splitlines()
+    assert {*names.split()} <= {"__future__", "densekd", "densekd._version", "densekd.cli", "densekd.cli.main"}
+    assert version.startswith("densekd ")
+
+
+def test_a_program_that_imports_the_command_keeps_its_handlers() -> None:
+    program = (
+        "import signal; before = [*map(signal.getsignal, (2, 15))]; import densekd.cli.main; "
+        "assert [*map(signal.getsignal, (2, 15))] == before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
 def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=folder, timeout=100

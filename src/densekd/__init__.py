@@ -1,16 +1,17 @@
 """Channel-wise knowledge distillation for dense prediction.
 
-Names are loaded when first used (PEP 562): `import densekd` loads neither torch nor any other large library.
+Names are loaded when first used (PEP 562): `import densekd` loads neither torch nor any other large library, nor any of
+the standard one: until it is done, the command line answers no signal.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from densekd._version import __version__
 
+TYPE_CHECKING = False  # type checkers take the name for true, wherever it comes from
 if TYPE_CHECKING:
+    from typing import Any
+
     from densekd import functional as functional
     from densekd import losses as losses
     from densekd.distiller import Distiller as Distiller
@@ -56,6 +57,8 @@ def __getattr__(name: str) -> Any:
         target = _NAMES[name]
     except KeyError:
         raise AttributeError(f"module 'densekd' has no attribute {name!r}") from None
+    import importlib
+
     module = importlib.import_module(target)
     return module if target == f"densekd.{name}" else getattr(module, name)
 

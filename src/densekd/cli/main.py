@@ -1,4 +1,4 @@
-"""The `densekd` command: signals are handled before anything large is imported."""
+"""The `densekd` command: signals are handled before anything else is imported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import io
 import os
 import sys
 
-from densekd.cli.stopping import STOPPING
+from densekd.cli import early
+
+if __name__ == "__main__" or early.is_the_command():
+    early.install()
 
 
 def main() -> None:
     """Entry point of the `densekd` script."""
+    from densekd.cli.stopping import STOPPING
+
     STOPPING.install()
     try:
         code = _run(sys.argv[1:])
