@@ -84,6 +84,15 @@ def test_none_lies_where_it_says():
 
 
 @pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 1), (2, 3, 1, 4), (2, 3, 1, 1, 4)])
+def test_a_map_of_one_row_or_column_is_a_line(shape, normalize):
+    student, teacher = maps(5, (2, 3, 4), dtype=torch.float64)
+    value, gradient = value_and_gradient(local_mse, student, teacher, normalize=normalize)
+    flat = value_and_gradient(local_mse, student.reshape(shape), teacher.reshape(2, 5, *shape[2:]), normalize=normalize)
+    torch.testing.assert_close((flat[0], flat[1].view(2, 3, 4)), (value, gradient))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
 def test_gradcheck_with_a_mask(normalize):
     student, teacher = maps(5, (2, 3, 3, 4), dtype=torch.float64)
     mask = some_mask(student)

@@ -48,7 +48,7 @@ def channel_dot(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cpu":
         return (a * b).sum(0)
     total = a.new_zeros(a.shape[1])
-    step = max(1, _BLOCK // a.shape[1])
+    step = max(1, _BLOCK // max(1, a.shape[1]))  # a map of one column has no pairs along it
     for one, other in zip(torch.split(a, step), torch.split(b, step), strict=True):
         total += (one * other).sum(0)
     return total
