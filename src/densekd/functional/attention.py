@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densekd.functional.checks import check_maps, check_mask, check_reduction, working_type
+from densekd.functional.derivatives import features, in_range, transformed
 from densekd.functional.image import channel_dot, first_order, matrix, range_scale
 
 
@@ -36,7 +37,8 @@ def attention_mse(student: Tensor, teacher: Tensor, *, mask: Tensor | None = Non
         ShapeError: batch or spatial sizes that differ, no spatial axis, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
         ArgumentError: unknown reduction.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017
     (szagoruyko/attention-transfer), which takes the mean over positions too: the value falls as 1/P, and its weight
@@ -46,7 +48,7 @@ def attention_mse(student: Tensor, teacher: Tensor, *, mask: Tensor | None = Non
     check_mask(mask, student)
     check_reduction(reduction)
     working = working_type(student, teacher)
-    own, its = (_unit_rows(_Energy.apply(x, mask, working)) for x in (student, teacher.detach()))
+    own, its = (_unit_rows(_energy(x, mask, working)) for x in (student, teacher.detach()))
     images = (own - its).square().sum(1)
     if reduction == "none":
         return images
@@ -61,6 +63,13 @@ def _unit_rows(rows: Tensor) -> Tensor:
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1.0)
 
 
+def _energy(x: Tensor, mask: Tensor | None, working: torch.dtype) -> Tensor:
+    if transformed(x):
+        return in_range(features(x, mask, working)).square().sum(1)
+    energy: Tensor = _Energy.apply(x, mask, working)
+    return energy
+
+
 class _Energy(torch.autograd.Function):
     """Sum of squares over channels, (N, P), up to a factor of each image that keeps it in range."""
 
@@ -68,9 +77,9 @@ class _Energy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor | None, working: torch.dtype) -> Tensor:
         energies, scales = [], []
         for n, image in enumerate(x):
-            features = matrix(image, None if mask is None else mask[n], working)
-            scales.append(range_scale(features))
-            scaled = features / scales[n]
+            flat = matrix(image, None if mask is None else mask[n], working)
+            scales.append(range_scale(flat))
+            scaled = flat / scales[n]
             energies.append(channel_dot(scaled, scaled))
         ctx.save_for_backward(x, mask, torch.stack(scales))
         ctx.working = working
@@ -82,7 +91,7 @@ class _Energy(torch.autograd.Function):
         with torch.no_grad():
             gradient = torch.empty_like(x)
             for n, image in enumerate(x):
-                features = matrix(image, None if mask is None else mask[n], ctx.working)
-                slope = features / scales[n] * (2.0 * upstream[n] / scales[n])
+                flat = matrix(image, None if mask is None else mask[n], ctx.working)
+                slope = flat / scales[n] * (2.0 * upstream[n] / scales[n])
                 gradient[n].copy_(slope.view(image.shape))
         return first_order("attention_mse", gradient, x), None, None

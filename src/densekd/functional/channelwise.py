@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from densekd.errors import ArgumentError
 from densekd.functional.checks import (
@@ -15,6 +14,7 @@ from densekd.functional.checks import (
     check_temperature,
     working_type,
 )
+from densekd.functional.derivatives import transformed
 from densekd.functional.operator import definition, rows_operator
 
 BACKENDS = ("auto", "torch", "blocked")
@@ -77,20 +77,12 @@ def channelwise_kl(
     check_mask(mask, student)
     check_reduction(reduction)
     blocked = _choose(backend, student)
-    if _transformed(student):
+    if transformed(student):
         rows, _, _ = definition(student, teacher.detach(), mask, tau)
         return _reduce(rows, reduction)
     want_gradient = student.requires_grad and torch.is_grad_enabled()
     rows, _ = rows_operator(student, teacher.detach(), mask, tau, blocked, want_gradient)
     return _reduce(rows, reduction)
-
-
-def _transformed(student: Tensor) -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work, whose rules the operator does not have."""
-    # By its type: `is None` is always False where torch.compile looks on.
-    if not isinstance(torch._C._functorch.peek_interpreter_stack(), type(None)):
-        return True
-    return unpack_dual(student).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def channelwise_mse(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densekd.errors import ArgumentError, ShapeError
 from densekd.functional.checks import check_choice, check_maps, check_mask, check_temperature, working_type
-from densekd.functional.relation import relation_operator, unit_vectors
+from densekd.functional.relation import relation_kl, unit_vectors
 
 REDUCTIONS = ("mean", "sum")
 _POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -57,7 +57,8 @@ def crossimage_kl(
             softmax is always 1), pooling with more than three spatial axes, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
         ArgumentError: temperature <= 0, pool < 1, unknown reduction.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022; the
     factor is that of winycg/CIRKD, which knows no mask; it pooled not at all at first, later by 2, then large maps by
@@ -79,9 +80,7 @@ def crossimage_kl(
         )
     rows, others = (unit_vectors(x.flatten(2).transpose(1, 2).flatten(0, 1)) for x in (s, t))
     weights, valid = _weights(s, mask, reduction)
-    wanted = rows.requires_grad and torch.is_grad_enabled()
-    value: Tensor = relation_operator(rows, rows, others, others, weights, valid, tau, wanted, wanted)[0]
-    return value
+    return relation_kl(rows, rows, others, others, weights, valid, tau)
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:

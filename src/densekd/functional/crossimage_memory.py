@@ -17,7 +17,7 @@ from densekd.functional.checks import (
     working_type,
 )
 from densekd.functional.crossimage import REDUCTIONS
-from densekd.functional.relation import relation_operator, unit_vectors
+from densekd.functional.relation import relation_kl, unit_vectors
 
 
 def crossimage_memory_kl(
@@ -59,7 +59,8 @@ def crossimage_memory_kl(
             shape.
         DtypeError: integer tensors, a mask that is not bool.
         ArgumentError: temperature <= 0, unknown reduction, a memory on another device.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022; the
     factor is that of winycg/CIRKD with its second temperature at 1.
@@ -74,9 +75,7 @@ def crossimage_memory_kl(
     columns = unit_vectors(memory.detach().to(working))
     weights = s.new_full((len(s), 1), 1.0 / max(len(s), 1) if reduction == "mean" else 1.0)
     rows = unit_vectors(s)
-    wanted = rows.requires_grad and torch.is_grad_enabled()
-    value: Tensor = relation_operator(rows, columns, unit_vectors(t), columns, weights, None, tau, wanted, False)[0]
-    return value
+    return relation_kl(rows, columns, unit_vectors(t), columns, weights, None, tau)
 
 
 def _valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densekd.functional.derivatives import features, transformed, unit_columns
 from densekd.functional.image import first_order, matrix, through_unit, unit
 
 # How much dearer a float64 product is than a float32 one, at worst; devices that are not listed have no float64.
@@ -34,6 +35,10 @@ def gram_distance(student: Tensor, teacher: Tensor, valid: Tensor | None, workin
 
     Nodes where `valid` (N, M) is False are zero vectors: their pairs add nothing.
     """
+    if transformed(student):
+        with torch.autocast(student.device.type, enabled=False):
+            s, t = (unit_columns(features(x, valid, working)) for x in (student, teacher))
+            return (s.transpose(1, 2) @ s - t.transpose(1, 2) @ t).square().sum((1, 2))
     wanted = student.requires_grad and torch.is_grad_enabled()
     with torch.autocast(student.device.type, enabled=False):
         value: Tensor = _GramDistance.apply(student, teacher, valid, working, wanted)

@@ -16,6 +16,7 @@ from densekd.functional.checks import (
     reduce_positions,
     working_type,
 )
+from densekd.functional.derivatives import features, in_range, transformed, unit_columns
 from densekd.functional.image import SHORTEST, Unit, channel_dot, first_order, matrix, unit
 
 
@@ -57,7 +58,8 @@ def intraclass_mse(
         ShapeError: batch or spatial sizes that differ, no spatial axis, a mask or labels of another shape.
         DtypeError: integer maps, labels that are no integers, a mask that is not bool.
         ArgumentError: num_classes < 1, a label that is neither a class nor `ignore_index`, unknown reduction.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: Wang et al., "Intra-class Feature Variation Distillation for Semantic Segmentation", ECCV 2020. The authors'
     code (and its copies in TorchDistiller and CIRKD) divides by all N * P positions: void ones count there as zeros, so
@@ -71,8 +73,20 @@ def intraclass_mse(
     classes = torch.where(valid, labels, 0).long()
     working = working_type(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        own, its = (_ClassCosine.apply(x, classes, valid, num_classes, working) for x in (student, teacher.detach()))
+        own, its = (_class_cosine(x, classes, valid, num_classes, working) for x in (student, teacher.detach()))
     return reduce_positions((own - its).square(), valid, reduction)
+
+
+def _class_cosine(x: Tensor, classes: Tensor, valid: Tensor, num_classes: int, working: torch.dtype) -> Tensor:
+    if not transformed(x):
+        cosine: Tensor = _ClassCosine.apply(x, classes, valid, num_classes, working)
+        return cosine
+    vectors = in_range(features(x, valid, working))
+    kinds = torch.arange(num_classes, device=x.device)[:, None]
+    members = ((classes.flatten(1)[:, None] == kinds) & valid.flatten(1)[:, None]).to(working)
+    means = vectors @ members.transpose(1, 2) / members.sum(2).clamp(min=1)[:, None]
+    towards = unit_columns(means).transpose(1, 2) @ unit_columns(vectors)
+    return towards.gather(1, classes.flatten(1)[:, None]).view(classes.shape)
 
 
 class _ClassCosine(torch.autograd.Function):

@@ -47,7 +47,8 @@ def local_mse(
         ShapeError: batch or spatial sizes that differ, no spatial axis, a single position, a mask of another shape.
         DtypeError: integer maps, a mask or `normalize` that is not bool.
         ArgumentError: unknown reduction.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: the "LOCAL" of Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, after
     Xie et al., "Improving Fast Segmentation With Teacher-student Learning", 2018. There is no public code, and the
@@ -81,7 +82,7 @@ def _valid_pairs(like: Tensor, mask: Tensor | None) -> Tensor:
     """bool (N, shifts, *spatial): the pair lies in the map, and both positions count."""
     counts = like.new_ones((len(like), *like.shape[2:]), dtype=torch.bool) if mask is None else mask
     slices = list(pair_slices(like.ndim - 2))
-    valid = torch.zeros((len(like), len(slices), *like.shape[2:]), dtype=torch.bool, device=like.device)
+    valid = counts.new_zeros((len(like), len(slices), *like.shape[2:]))
     for s, (here, there) in enumerate(slices):
         valid[:, s][:, *here] = counts[:, *here] & counts[:, *there]
     return valid

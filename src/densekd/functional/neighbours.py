@@ -10,8 +10,10 @@ from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from densekd.functional.derivatives import features, transformed, unit_columns
 from densekd.functional.image import channel_dot, first_order, matrix, through_unit, unit
 
 
@@ -34,8 +36,25 @@ def neighbour_distances(x: Tensor, mask: Tensor | None, normalize: bool, working
     Entry (s, i) is that of position i to i + shift s, zero where that lies outside. With `normalize` the vectors have
     length 1, else the sum of squares is a mean over channels. Where `mask` (N, *spatial) is False they are zero.
     """
+    if transformed(x):
+        return _plain_distances(features(x, mask, working), x.shape[2:], normalize)
     distances: Tensor = _NeighbourDistances.apply(x, mask, normalize, working)
     return distances
+
+
+def _plain_distances(flat: Tensor, spatial: torch.Size, normalize: bool) -> Tensor:
+    """The same of vectors (N, C, P), in operations that torch derives."""
+    vectors = (unit_columns(flat) if normalize else flat).reshape(*flat.shape[:2], *spatial)
+    found = []
+    for here, there in pair_slices(len(spatial)):
+        difference = vectors[:, :, *here] - vectors[:, :, *there]
+        squares = difference.square().sum(1) / _share(normalize, flat.shape[1])
+        # The root has no derivative at zero: equal vectors take another value there, and are zeroed after it.
+        apart = squares > 0
+        distances = torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+        border = [(int(side.start is not None), int(side.stop is not None)) for side in reversed(here)]
+        found.append(F.pad(distances, [width for both in border for width in both]))
+    return torch.stack(found, 1)
 
 
 class _NeighbourDistances(torch.autograd.Function):
@@ -44,8 +63,8 @@ class _NeighbourDistances(torch.autograd.Function):
         pairs = list(pair_slices(x.ndim - 2))
         distances = x.new_zeros((len(x), len(pairs), *x.shape[2:]), dtype=working)
         for n, image in enumerate(x):
-            features = matrix(image, None if mask is None else mask[n], working)
-            vectors = (unit(features).directions if normalize else features).view(image.shape)
+            flat = matrix(image, None if mask is None else mask[n], working)
+            vectors = (unit(flat).directions if normalize else flat).view(image.shape)
             for s, (here, there) in enumerate(pairs):
                 difference = _difference(vectors, here, there).flatten(1)
                 squares = channel_dot(difference, difference)
@@ -64,9 +83,9 @@ class _NeighbourDistances(torch.autograd.Function):
             weights = torch.where(distances > 0, upstream / distances, 0.0).div_(_share(ctx.normalize, x.shape[1]))
             gradient = torch.empty_like(x)
             for n, image in enumerate(x):
-                features = matrix(image, None if mask is None else mask[n], distances.dtype)
-                of = unit(features) if ctx.normalize else None
-                vectors = (features if of is None else of.directions).view(image.shape)
+                flat = matrix(image, None if mask is None else mask[n], distances.dtype)
+                of = unit(flat) if ctx.normalize else None
+                vectors = (flat if of is None else of.directions).view(image.shape)
                 slope = torch.zeros_like(vectors)
                 for s, (here, there) in enumerate(pair_slices(x.ndim - 2)):
                     difference = _difference(vectors, here, there).mul_(weights[n, s][here])

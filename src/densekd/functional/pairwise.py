@@ -55,7 +55,8 @@ def pairwise_mse(
             itself is always 1), pooling with more than three spatial axes, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
         ArgumentError: pool that is neither a whole number of at least 1 nor a fraction, unknown reduction.
-        SecondDerivativeError: when a second derivative is asked.
+        SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
+            definition).
 
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. SKD pools by half the map (pool=0.5: 4 nodes,
     9 where the sides are odd) and stops the gradient at the norm; winycg/CIRKD pools by 2 and lets it flow, as here.

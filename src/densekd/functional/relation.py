@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from densekd.errors import SecondDerivativeError
+from densekd.functional.derivatives import transformed
 
 # Similarities in one block: on a CPU its few maps stay in the cache; elsewhere launches should be few.
 _CPU_BLOCK, _BLOCK = 2**20, 2**25
@@ -89,6 +90,42 @@ def _log_softmax(similarities: Tensor, valid: Tensor | None, groups: int, void: 
     if valid is not None:
         similarities.masked_fill_(~valid, void)
     return torch.log_softmax(similarities.view(len(similarities), groups, -1), 2)
+
+
+def relation_kl(
+    student_rows: Tensor,
+    student_columns: Tensor,
+    teacher_rows: Tensor,
+    teacher_columns: Tensor,
+    weights: Tensor,
+    valid: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """L of `blocked_relation`, with the gradients that are wanted; under `torch.func` by its plain definition."""
+    rows_wanted, columns_wanted = (x.requires_grad and torch.is_grad_enabled() for x in (student_rows, student_columns))
+    if not transformed(student_rows):
+        value: Tensor = relation_operator(
+            student_rows,
+            student_columns,
+            teacher_rows,
+            teacher_columns,
+            weights,
+            valid,
+            temperature,
+            rows_wanted,
+            columns_wanted,
+        )[0]
+        return value
+    void = torch.finfo(student_rows.dtype).min / 4
+    logarithms = []
+    with torch.autocast(student_rows.device.type, enabled=False):
+        for of_rows, of_columns in ((student_rows, student_columns), (teacher_rows, teacher_columns)):
+            similarities = of_rows @ of_columns.T / temperature
+            if valid is not None:
+                similarities = torch.where(valid, similarities, void)
+            logarithms.append(torch.log_softmax(similarities.reshape(*weights.shape, -1), 2))
+    log_q, log_p = logarithms
+    return (weights * (log_p.exp() * (log_p - log_q)).sum(2)).sum()
 
 
 torch.library.define(
