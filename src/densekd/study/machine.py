@@ -74,9 +74,9 @@ def share_out(
     if jobs > 1:
         threads = min(max(1, cores // jobs), asked_threads or cores)
         if jobs > cores and not gpus:
-            told.append(f"--jobs {jobs}: more runs at a time than the {cores} CPUs here; each gets one thread")
+            told.append(f"--jobs {asked}: more runs at a time than the {cores} CPUs here; each gets one thread")
         if 0 < gpus < jobs:
-            told.append(f"--jobs {jobs}: more runs at a time than the {gpus} GPUs here; they share them")
+            told.append(f"--jobs {asked}: more runs at a time than the {gpus} GPUs here; they share them")
     places = []
     names = _visible(gpus, environment)
     for place in range(jobs):
