@@ -47,6 +47,7 @@ class TestMistakes:
             ("train.optimizer.lrr", "unknown key 'train.optimizer.lrr'; did you mean 'lr'"),
             ("terms.0.wieght", "unknown key 'terms.0.wieght'; did you mean 'weight'"),
             ("data.train_cout", "unknown key 'data.train_cout'; did you mean 'train_count'"),
+            ("data.root", "unknown key 'data.root': it belongs to data.name=folder, and here data.name is scenes"),
             ("data.augment.flipp", "unknown key 'data.augment.flipp'; did you mean 'flip'"),
             ("data.augment.jitter.hues", "unknown key 'data.augment.jitter.hues'; did you mean 'hue'"),
             ("teacher.checkpoint.strip", "unknown key 'teacher.checkpoint.strip'; did you mean 'strip_prefix'"),

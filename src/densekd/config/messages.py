@@ -53,6 +53,26 @@ def _without_tags(shown: list[str]) -> list[str]:
     return keys[:-1] if len(keys) > 2 and keys[-1] in _SCALARS else keys
 
 
+def _of_another_kind(location: tuple[Any, ...]) -> str:
+    """For a key of another member of the union (`root` for scenes): whose it is; else empty."""
+    *path, tag, key = location if len(location) > 1 else ("", "")
+    kinds = {model.model_fields["name"].default: model for model in _tagged(path)}
+    if tag not in kinds:
+        return ""
+    others = [str(kind) for kind, model in kinds.items() if key in model.model_fields]
+    name = ".".join([*map(str, path), "name"])
+    return f": it belongs to {name}={' or '.join(others)}, and here {name} is {tag}" if others else ""
+
+
+def _tagged(path: list[Any]) -> list[type[BaseModel]]:
+    """The models a union with a tag chooses from, where `path` leads to one."""
+    here: list[type[BaseModel]] = [Recipe]
+    for part in path:
+        fields = [model.model_fields[part] for model in here if part in model.model_fields]
+        here = [m for field in fields for m in _models_in(field.annotation)]
+    return [m for m in here if "name" in m.model_fields] if len(here) > 1 else []
+
+
 def lines(error: ValidationError) -> Iterator[str]:
     """A line per mistake; an unknown key comes with the nearest known one."""
     told: set[str] = set()
@@ -64,7 +84,7 @@ def lines(error: ValidationError) -> Iterator[str]:
         told.add(key)
         if problem["type"] == "extra_forbidden":
             known = sorted({name for model in owners for name in model.model_fields})
-            yield f"recipe: unknown key {key!r}{nearest(shown[-1], known)}"
+            yield f"recipe: unknown key {key!r}{_of_another_kind(problem['loc']) or nearest(shown[-1], known)}"
         elif problem["type"] == "missing":
             yield f"recipe: key {key!r} is missing"
         else:
