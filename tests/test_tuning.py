@@ -12,10 +12,13 @@ from densekd.cli.app import call
 from densekd.config import load_recipe
 from densekd.errors import ConfigError
 from densekd.runs import train
-from densekd.study import Method
+from densekd.study import Method, Study
+from densekd.study.methods import ALONE
+from densekd.study.record import study_record
 from densekd.training.specs import TermSpec
-from densekd.tuning import candidates, tune
+from densekd.tuning import Tuned, candidates, tune
 from runkit import distillation, make_place, recipe
+from studykit import TEACHER, record
 
 CWD = Method("channelwise", "logits", (TermSpec(method="channelwise", weight=3.0, options={"divergence": "mse"}),))
 BOTH = Method("both", "logits", (TermSpec(method="channelwise", weight=3.0), TermSpec(method="feature", weight=0.5)))
@@ -75,6 +78,15 @@ def test_mistakes_in_a_python_call_are_named(options: dict[str, Any], said: str)
         tune("demo", **{"group": "^a", "teacher.untrained": True, **options})
 
 
+def test_the_chosen_settings_are_marked_in_the_table() -> None:
+    tried = candidates(CWD, (0.1, 3.0), ())
+    methods = [ALONE, *(Method(candidate.label, "logits", candidate.terms) for candidate in tried)]
+    runs = {method.name: {0: record(0.5)} for method in methods}
+    found = study_record("s", methods, runs, {}, data={}, teacher=TEACHER, plan=None, command="")
+    tuned = Tuned(Study(Path(), found, {}), {"channelwise": tried[1]}, Path("tuned.yaml"), [])
+    assert [row["chosen"] for row in tuned.rows()] == ["", "", "", "yes"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_place(tmp_path_factory.mktemp("tuning"))
@@ -92,9 +104,11 @@ def test_a_sweep_never_reads_the_validation_set_and_writes_the_best(place: Path)
     tuned = tune(
         base, methods=["channelwise"], factors=(0.1, 100.0), steps=3, group=r"\d", fraction=0.3, out=place / "sweep"
     )
-    assert [row["method"] for row in tuned.rows()][1:] == ["student alone", "channelwise-w0.1", "channelwise-w100"]
+    tried = ["student + channelwise-w0.1", "student + channelwise-w100"]
+    assert [row["method"] for row in tuned.rows()][1:] == ["student alone", *tried]
     lines = {line.name: line for line in tuned.study.record.methods}
     best = tuned.chosen["channelwise"]
+    assert [row["method"] for row in tuned.rows() if row["chosen"] == "yes"] == [f"student + {best.label}"]
     means = {name: line.final.mean for name, line in lines.items() if line.final is not None and name != "none"}
     assert means[best.label] == max(means.values())
     assert all(len(run.record.final.iou) == 3 for runs in tuned.study.runs.values() for run in runs.values())

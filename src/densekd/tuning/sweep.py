@@ -17,6 +17,7 @@ from densekd.records import StudyMethod
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.study import Silent, Study, prepare, resolve_methods
 from densekd.study.arguments import is_number, require_surroundings
+from densekd.study.tables import title_of
 from densekd.tuning.candidates import FACTORS, Candidate, candidates
 
 TUNED = "tuned.yaml"
@@ -33,7 +34,7 @@ class Tuned:
 
     def rows(self) -> list[dict[str, Any]]:
         """The sweep as a table, the chosen settings marked; mIoU on the held-out images in percent."""
-        best = {candidate.label for candidate in self.chosen.values()}
+        best = {title_of(candidate.label) for candidate in self.chosen.values()}
         return [{**row, "chosen": "yes" if row["method"] in best else ""} for row in self.study.rows()]
 
 
