@@ -102,7 +102,9 @@ class TestFiles:
         (more / "some.txt").write_text("a\nzebra\n")
         for changes, words in [
             ({"root": str(tmp_path / "nowhere")}, r"nowhere: no such folder \(data.unlabelled.root\)"),
-            ({"root": str(place / "train")}, r"masks would be taken for images; set data.unlabelled.root to .*images"),
+            ({"root": str(place / "train")}, r"masks holds masks.*; set data.unlabelled.root to .*train/images"),
+            ({"root": str(place)}, r"(train|val)/masks holds masks, and they would be taken for images"),
+            ({"root": str(place / "val" / "masks")}, r"set data.unlabelled.root to .*val/images"),
             ({"root": str(more), "list": "some.txt"}, "more/zebra: in some.txt, but no such image"),
             ({"root": str(more), "include": "^z"}, "no images without masks; 2 files, none of them left by include"),
         ]:

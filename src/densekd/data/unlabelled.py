@@ -6,7 +6,7 @@ looks at, is about padding alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -30,14 +30,10 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     root = Path(spec.root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (data.unlabelled.root)")
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        raise DataError(
-            f"{root}: holds images and masks, and masks would be taken for images; set data.unlabelled.root to "
-            f"{root / 'images'}"
-        )
     listed = None if spec.list is None else listed_stems(root, spec.list)
     scan = Scan()
     images, others = by_stem(root, IMAGE_SUFFIXES, scan)
+    _refuse_masks(root, images.values())
     files = len(images) + len(scan.problems)
     absent = sorted((listed or set()) - images.keys())
     scan.problems += [f"{root / stem}: in {spec.list}, but no such image (.jpg, .png, .tif)" for stem in absent]
@@ -50,6 +46,19 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     if strange:
         notices.append(f"unlabelled: {len(strange)} files are no images and are left out: {', '.join(strange[:3])}")
     return {stem: images[stem] for stem in sorted(kept)}, notices
+
+
+def _refuse_masks(root: Path, files: Iterable[Path]) -> None:
+    """Refuse files of a folder `masks` that stands beside a folder `images`, at any depth below `root`."""
+    for file in files:
+        for folder in file.parents:
+            if folder.name == "masks" and (folder.parent / "images").is_dir():
+                raise DataError(
+                    f"{root}: {folder} holds masks, and they would be taken for images; set data.unlabelled.root to "
+                    f"{folder.parent / 'images'}"
+                )
+            if folder == root:
+                break
 
 
 class _Void:
