@@ -118,7 +118,7 @@ def test_a_sweep_never_reads_the_validation_set_and_writes_the_best(place: Path)
     assert written.data.holdout is None
     assert written.train.steps == 6
     assert written.compare.methods["channelwise"].terms == best.terms == written.terms
-    assert [term.weight for term in written.terms] == [3.0 * best.factor, 1.0 * best.factor]
+    assert [term.weight for term in written.terms] == pytest.approx([3.0 * best.factor, 1.0 * best.factor])
 
 
 @pytest.mark.parametrize(
