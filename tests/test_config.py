@@ -115,7 +115,7 @@ class TestMistakes:
             ("", "got NoneType"),
             ("seed: 1\nseed: 2", "key 'seed' is given twice"),
             ("train: {steps: 1, steps: 2}", "key 'steps' is given twice"),
-            ("x: " + "[" * 1200, "not valid YAML"),
+            ("x: " + "[\n" * 1200, "not valid YAML"),
         ):
             path.write_text(text)
             refused(path, rf"recipe .*r\.yaml: .*{told}")
@@ -129,7 +129,7 @@ class TestMistakes:
             ("name: &a [*a]", r"recipe: name\.0\.0\.0\.\.\.: nested more than 50 levels deep; does an alias"),
             ("data: &a {name: *a}", r"recipe: data\.name\.name\.name\.\.\.: nested more than 50"),
             ("x: " + "[" * 60 + "]" * 60, r"recipe: x\.0\.0\.0\.\.\.: nested more than 50"),
-            ("x: " + "[" * 5000 + "]" * 5000, "nested more than 50"),
+            ("x: " + "[\n" * 5000 + "]" * 5000, "nested more than 50"),
             ("\n".join(f"{' ' * level}a:" for level in range(5000)), "nested more than 50"),
             (
                 "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n"
@@ -294,7 +294,7 @@ ANYTHING = st.recursive(
 COMPLETE = [load_recipe(raw).model_dump(mode="json") for raw in (RECIPE, FOLDER)]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_changed_recipe_is_valid_or_a_config_error_that_names_a_key(data):
     raw = copy.deepcopy(data.draw(st.sampled_from(COMPLETE)))
