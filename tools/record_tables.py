@@ -135,7 +135,7 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
             cells.append(_mark(file, f"{place}.extra.peak_maps .1f"))
             cost = known[name, variant]["extra"]["cost"]
             parameters = _mark(file, f"{place}.extra.extra_parameters ,d")
-        rows.append([f"`{variant}`", *cells, parameters, cost])
+        rows.append([f"`{variant}`", *cells, parameters, f"`{cost}`"])
     return _rows([*header, "parameters", "grows as"], rows)
 
 
