@@ -329,7 +329,7 @@ def test_costs_of_methods_are_multiples_of_the_plain_error(tool: Any, repository
     (repository / "benchmarks" / "results" / "methods.json").write_text(json.dumps(record))
     assert check(tool, repository, "<!-- table: methods methods.json -->\n<!-- /table -->\n", "--write") == 0
     assert shown(repository)[3:-1] == [
-        "| `mse` | 1.0 | 2.0 | 1.0 | 2.0 | 1,234 | `N C P` |",
-        "| `dist` | 2.5 | 2.0 |  |  | 1,234 | `N C P` |",
+        "| `mse` | 1.0 | 2.0 | 1.0 | 2.0 | 1,234 | N C P |",
+        "| `dist` | 2.5 | 2.0 |  |  | 1,234 | N C P |",
     ]
     assert check(tool, repository, (repository / "README.md").read_text()) == 0

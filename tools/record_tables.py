@@ -133,9 +133,9 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
             place, book = (f"cases[name={name},variant={which}]" for which in (variant, "mse"))
             cells.append(_mark(file, f"{place}.median_seconds / {book}.median_seconds .1f"))
             cells.append(_mark(file, f"{place}.extra.peak_maps .1f"))
-            cost = known[name, variant]["extra"]["cost"]
+            cost = _mark(file, f"{place}.extra.cost")
             parameters = _mark(file, f"{place}.extra.extra_parameters ,d")
-        rows.append([f"`{variant}`", *cells, parameters, f"`{cost}`"])
+        rows.append([f"`{variant}`", *cells, parameters, cost])
     return _rows([*header, "parameters", "grows as"], rows)
 
 
