@@ -30,6 +30,7 @@ main()
 SCRIPT = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 before = {{*sys.modules}}
 
 def watch(event, arguments):
