@@ -13,7 +13,7 @@ from densekd.demo.figure import draw_figure
 from densekd.errors import ConfigError, RunError
 from densekd.runs import Run, train
 from densekd.runs.progress import Quiet
-from densekd.study import Silent, Study, prepare
+from densekd.study import Silent, Study, check_seeds, prepare
 
 METHOD = "channelwise"
 FIGURE = "demo.png"
@@ -61,8 +61,9 @@ def run_demo(
         raise ConfigError("demo: the keys of its teacher are fixed; for other networks use `densekd distill`")
     _require_demo(folder)
     watch = progress or Silent()
-    comparison = prepare(recipe, methods=["none", METHOD], seeds=seeds, out=folder, force=force, progress=watch)
+    seeds = check_seeds(seeds)
     _teacher(folder / "teacher", teacher_recipe, force, watch.run("teacher"))
+    comparison = prepare(recipe, methods=["none", METHOD], seeds=seeds, out=folder, force=force, progress=watch)
     command = f"densekd demo --seeds {','.join(map(str, seeds))}"
     for key, value in (overrides or {}).items():
         command += f" {shlex.quote(f'{key}={value}')}"
