@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import runpy
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +106,23 @@ def test_a_defect_is_not_explained_away(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, told():
         raise error
     assert caught.value is error
+
+
+def test_what_the_garbage_collector_imports_meanwhile_changes_nothing() -> None:
+    before, threshold = {*sys.modules}, gc.get_threshold()
+
+    def importing(_phase: str, _found: object) -> None:
+        sys.modules[f"meanwhile{len(sys.modules)}"] = sys
+
+    gc.callbacks.append(importing)
+    gc.set_threshold(1)
+    try:
+        assert explained(raised(KeyError("x"))) is None
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(importing)
+        for name in {*sys.modules} - before:
+            del sys.modules[name]
 
 
 def test_an_error_of_densekd_is_itself() -> None:

@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from contextlib import ExitStack, closing
 
 import pytest
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import dataloader
 
 from densekd.distiller import Distiller, Term
 from densekd.errors import ArgumentError, ConfigError, DataError, ModelError, NonFiniteError, ResourceError
@@ -22,6 +25,7 @@ from densekd.records import RunRecord
 from densekd.runs.engine import engine
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import PARTS, SegmentationSpec
+from densekd.training import loading
 from densekd.training.batcher import Batcher, epoch_order
 from densekd.training.columns import RESERVED
 from densekd.training.loading import loaded
@@ -177,13 +181,54 @@ class TestBatcher:
         assert str(caught.value) == "samples of two sizes"
 
     def test_a_process_that_is_killed_is_told(self):
+        class Slow(self.View):
+            """The process is killed while it loads: in the midst of torch's own locks, torch waits for ever."""
+
+            def __getitem__(self, key):
+                time.sleep(0.02)
+                return super().__getitem__(key)
+
         before = set(multiprocessing.active_children())
-        with closing(Batcher(self.View(), 7, 3, seed=5, workers=1).batches(0, 2000)) as batches:
+        with closing(Batcher(Slow(), 7, 3, seed=5, workers=1).batches(0, 2000)) as batches:
             next(batches)
             [child] = set(multiprocessing.active_children()) - before
             os.kill(child.pid, signal.SIGKILL)
             with pytest.raises(ResourceError, match=r"loading process .*runtime\.workers=0"), told():
                 list(batches)
+
+    @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+    @pytest.mark.parametrize("swallowed", [False, True])
+    def test_a_connection_that_breaks_before_its_process_is_gone(self, monkeypatch, error, swallowed):
+        before = set(multiprocessing.active_children())
+        with closing(Batcher(self.View(), 7, 3, seed=5, workers=1).batches(0, 2000)) as batches:
+            next(batches)
+            [child] = set(multiprocessing.active_children()) - before
+            dying = threading.Timer(0.1, os.kill, (child.pid, signal.SIGKILL))
+
+            def broken(_iterator, timeout=None):
+                dying.start()
+                raise error
+
+            monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_try_get_data", broken)
+            handler = signal.getsignal(signal.SIGCHLD)
+            if swallowed:  # as where torch's handler raises within the garbage collector
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                with pytest.raises(ResourceError, match=r"loading process was ended by signal Killed"), told():
+                    next(batches)
+            finally:
+                signal.signal(signal.SIGCHLD, handler)
+                dying.join()
+
+    def test_another_error_of_a_connection_stays_what_it_is(self, monkeypatch):
+        monkeypatch.setattr(loading, "_DYING", 0.01)
+        with closing(Batcher(self.View(), 7, 3, seed=5, workers=1).batches(0, 9)) as batches:
+            next(batches)
+            monkeypatch.setattr(
+                dataloader._MultiProcessingDataLoaderIter, "_try_get_data", lambda *_: (_ for _ in ()).throw(EOFError)
+            )
+            with pytest.raises(EOFError):
+                next(batches)
 
     def test_a_batch_larger_than_the_data_set(self):
         batcher = Batcher(self.View(), 2, 5, seed=0)

@@ -93,7 +93,8 @@ def _installed(path: Path) -> bool:
 
 
 def _own_folders() -> set[Path]:
-    own = [module for name, module in [*sys.modules.items()] if name.startswith(OWN_PREFIX)]
+    # A copy: what the garbage collector calls between two entries may import.
+    own = [module for name, module in sys.modules.copy().items() if name.startswith(OWN_PREFIX)]
     return {Path(module.__file__).parent for module in own if module.__file__ is not None}
 
 
@@ -142,7 +143,12 @@ def _lost_process(error: BaseException) -> DensekdError | None:
         )
     if lost is None:
         return None
-    how = f"was ended by signal {lost['signal'].strip()}" if lost["signal"] else "ended unexpectedly"
+    return lost_process(lost["signal"])
+
+
+def lost_process(signal: str | None) -> ResourceError:
+    """The error for a loading process that is gone, ended by this signal where it is known."""
+    how = f"was ended by signal {signal.strip()}" if signal else "ended unexpectedly"
     return ResourceError(
         f"a loading process {how}; mostly because memory ran out: lower runtime.workers (each holds images of its own) "
         "or train.batch_size; runtime.workers=0 loads in the main process"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from densekd.errors import DensekdError
-from densekd.failures import told
+from densekd.failures import lost_process, told
 
 T = TypeVar("T")
 
 _CARRIED = (DensekdError, OSError)
 """What goes to the main process as it is. Of all else torch makes a text with the traceback of the process in it."""
 _END = object()
+_DYING = 5.0
+"""Seconds within which a process is gone whose connections broke because it was killed."""
 
 
 class _Failed:
@@ -95,7 +98,7 @@ def loaded(
     try:
         while True:
             with told():
-                batch: Any = next(iterator, _END)
+                batch = _next(iterator)
             if batch is _END:
                 return
             if isinstance(batch, _Failed):
@@ -105,6 +108,31 @@ def loaded(
         end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
         if end is not None:
             end()
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    """The next batch, or `_END`.
+
+    A process that is killed breaks its connections a moment before it counts as ended: torch then raises the error of
+    the connection. Errors of files are none of these, they come as `_Failed`.
+
+    Raises:
+        ResourceError: a connection broke because a process was ended.
+    """
+    try:
+        return next(iterator, _END)
+    except (OSError, EOFError) as error:
+        workers = getattr(iterator, "_workers", None)
+        if not workers:
+            raise
+        gone = wait([worker.sentinel for worker in workers], timeout=_DYING)
+        for worker in workers:
+            if worker.sentinel in gone:
+                worker.join()  # a sentinel is such a connection too
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        if not codes:
+            raise
+        raise lost_process(signal.strsignal(-codes[0]) if codes[0] < 0 else None) from error
 
 
 def _leave_signals_to_the_main_process(_worker: int) -> None:
