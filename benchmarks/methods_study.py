@@ -143,7 +143,7 @@ def main() -> None:
             recipe,
             methods=SCENES if scenes else CAMVID,
             factors=FACTORS,
-            steps=100 if scenes else 150,
+            steps=300 if scenes else 150,
             group=None if scenes else "^[^_]+",
             jobs=given.jobs,
             out=runs / "tune",
