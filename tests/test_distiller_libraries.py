@@ -88,9 +88,9 @@ class TestSegmentationModelsPytorch:
         assert f"student: logits is the output of 'segmentation_head.head' ({SMP})" in distiller.notices
 
     def test_classification_beside_the_mask(self) -> None:
-        student = smp("FPN", aux_params={"classes": 3})
-        images = torch.rand(2, 3, 64, 64)
-        distiller = Distiller(student, pspnet8(), [term(), term(student="output", teacher="output")], images)
+        student = smp("FPN", "tu-test_resnet", aux_params={"classes": 3})
+        images, taps = torch.rand(2, 3, 64, 64), {"student": "output", "teacher": "output"}
+        distiller = Distiller(student, smp("PSPNet", "mobilenet_v2"), [term(), term(**taps)], images)
         mask, label = distiller(images).student
         assert (mask.shape, label.shape) == ((2, 5, 64, 64), (2, 3))
 
@@ -157,12 +157,12 @@ class TestTimm:
         return timm.create_model(name, pretrained=False, **options)
 
     def test_feature_lists(self) -> None:
-        student, teacher = self.make("resnet18", features_only=True), self.make("resnet26", features_only=True)
+        student, teacher = self.make("test_resnet", features_only=True), self.make("resnet10t", features_only=True)
         images = torch.rand(1, 3, 64, 64)
         terms = [term(student="output[-1]", teacher="output[3]"), term(student="layer2", teacher="layer2")]
         distiller = Distiller(student, teacher, terms, images)
-        assert [tuple(plan.student.shape[1:]) for plan in distiller.plans] == [(512, 2, 2), (128, 8, 8)]
-        assert [tuple(plan.teacher.shape[1:]) for plan in distiller.plans] == [(1024, 4, 4), (512, 8, 8)]
+        assert [tuple(plan.student.shape[1:]) for plan in distiller.plans] == [(96, 2, 2), (48, 8, 8)]
+        assert [tuple(plan.teacher.shape[1:]) for plan in distiller.plans] == [(256, 4, 4), (128, 8, 8)]
         distiller.eval()
         out = distiller(images)
         out.loss.backward()
@@ -171,7 +171,7 @@ class TestTimm:
         Distiller(student, teacher, [term(student="output[0]", teacher="output[1]")], images)
 
     def test_stage_of_a_classifier(self) -> None:
-        student, teacher = self.make("resnet18"), self.make("resnet26")
+        student, teacher = self.make("test_resnet"), self.make("resnet10t")
         images = torch.rand(2, 3, 64, 64)
         Distiller(student, teacher, [term(student="layer3", teacher="layer3")], images)(images).loss.backward()
         with pytest.raises(TapError, match=r"expected a spatial map.*\(2, 1000\).*before the pooling"):
@@ -200,9 +200,9 @@ class TestTimm:
 
     def test_tokens_stand_where_the_pixels_were(self) -> None:
         """The map of a ViT's patch embedding equals the convolution's own."""
-        vit = self.make("vit_tiny_patch16_224", img_size=(64, 96)).eval()
+        vit = self.make("test_vit", img_size=(64, 96)).eval()
         images = torch.rand(2, 3, 64, 96)
-        distiller = Distiller(self.make("resnet18"), vit, [term(student="layer3", teacher="pos_drop")], images)
+        distiller = Distiller(self.make("test_resnet"), vit, [term(student="layer3", teacher="pos_drop")], images)
         maps = distiller.source.maps(Batch((images,), {}))
         found = distiller.plans[0].teacher.layout.to_nchw(maps["pos_drop"], (64, 96))
         expected = vit.patch_embed.proj(images) + vit.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, 4, 6)

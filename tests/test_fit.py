@@ -13,8 +13,8 @@ from densekd.runs import distill, train
 from densekd.runs.assemble import assemble
 from densekd.runs.execute import Quiet
 
-SMALL = {"encoder_name": "resnet18", "encoder_depth": 3, "psp_out_channels": 16}
-TEACHER = {"model": "smp:FPN", "options": {"encoder_name": "resnet18"}, "untrained": True}
+SMALL = {"encoder_name": "tu-test_resnet", "encoder_depth": 3, "psp_out_channels": 16}
+TEACHER = {"model": "smp:FPN", "options": {"encoder_name": "tu-test_resnet"}, "untrained": True}
 
 
 class Watching(Quiet):
@@ -73,5 +73,5 @@ def test_a_teacher_with_a_size_of_its_own_never_sees_the_students(tmp_path: Path
 def test_what_fits_and_what_is_only_evaluated() -> None:
     assemble(load_recipe(recipe([50, 70], size=[50, 70], crop=[32, 40])))
     assemble(load_recipe(recipe([50, 70])), training=False)
-    any_size = recipe([50, 70]) | {"student": {"model": "smp:Unet", "options": {"encoder_name": "resnet18"}}}
+    any_size = recipe([50, 70]) | {"student": {"model": "smp:Unet", "options": {"encoder_name": "tu-test_resnet"}}}
     assemble(load_recipe(any_size))
