@@ -225,7 +225,7 @@ class TestDiscriminator:
         teacher = F.avg_pool2d(student.detach(), 3, 1, 1)  # smooth, the student's is not
         torch.manual_seed(0)
         values = []
-        for _ in range(30):
+        for _ in range(15):
             loss(student, teacher)
             value = adversary.loss()
             optimizer.zero_grad()
