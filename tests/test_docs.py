@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,9 +128,9 @@ def test_every_method_has_a_page(method: str) -> None:
 def test_every_recipe_and_command_is_described() -> None:
     recipes = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert [name for name in shipped_recipes() if f"`{name}`" not in recipes] == []
-    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    group: Any = typer.main.get_command(app)
-    assert [name for name in group.commands if f"| `{name} " not in commands and f"| `{name}`" not in commands] == []
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    names = list(command_line().commands)
+    assert [name for name in names if f"| `{name} " not in page and f"| `{name}`" not in page] == []
 
 
 def printed_commands() -> list[tuple[str, str]]:
@@ -142,10 +143,20 @@ def printed_commands() -> list[tuple[str, str]]:
     return found
 
 
+@cache
+def command_line() -> Any:
+    return typer.main.get_command(app)
+
+
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    return read_recipe(name)
+
+
 @pytest.mark.parametrize(("where", "line"), printed_commands())
 def test_printed_commands_are_understood(where: str, line: str) -> None:
     words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
-    command: Any = typer.main.get_command(app)
+    command = command_line()
     if words in (["--help"], ["--version"]):
         return
     name = "densekd"
@@ -155,9 +166,9 @@ def test_printed_commands_are_understood(where: str, line: str) -> None:
         words = words[1:]
     context = command.make_context(name, list(words))  # refuses unknown options and missing arguments
     recipe = context.params.get("recipe")
-    shipped = recipe if recipe in shipped_recipes() else {"demo": "demo"}.get(name, "folder")
+    base = recipe if recipe in shipped_recipes() else {"demo": "demo"}.get(name, "folder")
     overrides = dict(parse_override(text) for text in context.params.get("overrides") or [])
-    load_recipe(shipped, overrides)  # refuses unknown keys and values that cannot be
+    load_recipe(shipped(base), overrides)  # refuses unknown keys and values that cannot be
 
 
 def yaml_blocks() -> list[Block]:
@@ -172,7 +183,7 @@ def yaml_blocks() -> list[Block]:
 
 @pytest.mark.parametrize("block", yaml_blocks(), ids=str)
 def test_yaml_is_a_recipe_or_part_of_one(block: Block) -> None:
-    load_recipe({**read_recipe("folder"), **yaml.safe_load(block.code)})
+    load_recipe({**shipped("folder"), **yaml.safe_load(block.code)})
 
 
 @pytest.mark.parametrize(

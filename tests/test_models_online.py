@@ -73,7 +73,7 @@ def test_out_of_reach_is_said_at_once(model: str, options: dict[str, Any], words
 
 @pytest.mark.usefixtures("offline")
 def test_published_weights_are_not_needed_under_a_checkpoint(tmp_path: Path) -> None:
-    options = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_weights": True}
+    options = {"encoder_name": "tu-test_resnet", "encoder_weights": True}
     trained = build_model(ModelSpec(model="smp:FPN", options={**options, "encoder_weights": None}), 3)
     save_file(trained.state_dict(), tmp_path / "student.safetensors")
     spec = ModelSpec.model_validate(
@@ -88,10 +88,10 @@ def test_published_weights_are_not_needed_under_a_checkpoint(tmp_path: Path) -> 
 
 
 def test_weights_of_timm_come_from_the_file_that_was_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = timm.create_model("mobilenetv3_small_050")
+    source = timm.create_model("test_resnet")
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr("densekd.models.timm_weights.hub_file", lambda *args: tmp_path / "model.safetensors")
-    options = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_weights": True}
+    options = {"encoder_name": "tu-test_resnet", "encoder_weights": True}
     network = build_model(ModelSpec(model="smp:FPN", options=options), 3)
     own = network.encoder.model.state_dict()
     assert all(torch.equal(own[name], source.state_dict()[name]) for name in own)

@@ -450,7 +450,7 @@ class TestCheckpoints:
 
 
 def test_a_checkpoint_is_due_by_the_clock_too(place, tmp_path):
-    spec = {**recipe(place)["train"], "checkpoint_every": 1000, "evaluate_every": None}
+    spec = {**recipe(place)["train"], "steps": 3, "checkpoint_every": 1000, "evaluate_every": None}
     for minutes, kept in ((1e-9, 2), (60.0, 1)):
         out = tmp_path / str(minutes)
         train(recipe(place, train={**spec, "checkpoint_minutes": minutes}), out=out)
@@ -499,7 +499,7 @@ class TestRefusals:
         with pytest.raises(RunError, match="teacher's weights are other ones"):
             distill(asked, out=tmp_path / "run", resume=True)
 
-    @pytest.mark.parametrize("changed", [False, True])
+    @pytest.mark.parametrize("changed", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_a_teacher_without_a_file_of_weights(self, place, tmp_path, changed):
         code = (place / "nets.py").read_text()
         code += "\n\ndef known(num_classes):\n    net = teacher(num_classes)\n    nn.init.constant_(net[3].bias, 0.5)\n"

@@ -246,6 +246,7 @@ class TestThreads:
 
     def test_a_run_goes_on_where_there_are_fewer(self, place, tmp_path, monkeypatch):
         asked = recipe(place, runtime={"device": "cpu", "threads": 3})
+        asked["train"]["steps"] = 2
         monkeypatch.setattr("os.cpu_count", lambda: 4)
         set_to = []
         monkeypatch.setattr(torch, "set_num_threads", set_to.append)

@@ -351,10 +351,11 @@ class TestRuns:
         loaded = load_recipe(mixed, {"train.steps": None, "train.epochs": 6})
         assert total_steps(loaded, 5) == 10
 
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_resumed_is_equal_bit_for_bit_with_any_number_of_workers(
-        self, mixed: dict[str, Any], whole: tuple[Run, Told], tmp_path: Path
+        self, mixed: dict[str, Any], whole: tuple[Run, Told], tmp_path: Path, workers: int
     ) -> None:
-        asked = {**mixed, "runtime": {**mixed["runtime"], "workers": 2}}
+        asked = {**mixed, "runtime": {**mixed["runtime"], "workers": workers}}
         with pytest.raises(Interrupted):
             distill(asked, out=tmp_path / "run", progress=StopAt(3))
         run = distill(asked, out=tmp_path / "run", resume=True)
@@ -382,11 +383,11 @@ class TestRuns:
     ) -> None:
         asked = {**mixed, "data": {**mixed["data"], "unlabelled": {"root": str(tmp_path / "nowhere")}}}
         told = Told()
-        run = train(asked, out=tmp_path / "run", progress=told)
+        run = train(asked, out=tmp_path / "run", progress=told, train__steps=2)
         said = "data.unlabelled is not used: without a teacher, images without labels teach nothing"
         assert said in told.lines
         assert said in run.record.warnings
-        plain = train({**mixed, "data": {**mixed["data"], "unlabelled": None}}, out=tmp_path / "plain")
+        plain = train({**mixed, "data": {**mixed["data"], "unlabelled": None}}, out=tmp_path / "plain", train__steps=2)
         assert log_without_times(plain.path) == log_without_times(run.path)
         assert score_run(run).miou == run.record.best.miou
 
