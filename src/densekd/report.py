@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from matplotlib.figure import Figure
 
 from densekd import files
 from densekd.records import RunRecord
@@ -95,6 +94,8 @@ def _facts(record: RunRecord) -> list[tuple[str, Any]]:
 
 def _curves(log: Path) -> str:
     """The losses and the learning rate as SVG; empty where nothing was logged."""
+    from matplotlib.figure import Figure  # a second of imports, and most runs draw no page
+
     if not log.is_file():
         return ""
     rows = list(csv.DictReader(io.StringIO(log.read_text(encoding="utf-8"))))

@@ -12,10 +12,14 @@ from densekd.config import Recipe, TeacherSpec, load_recipe, recipe_digest
 from densekd.demo.figure import draw_figure
 from densekd.errors import ConfigError, RunError
 from densekd.runs import Run, train
+from densekd.runs.assemble import choose_device
 from densekd.runs.progress import Quiet
 from densekd.study import Silent, Study, check_seeds, prepare
+from densekd.study.machine import cpus, gpus_for
 
 METHOD = "channelwise"
+#: the study scores the teacher on all validation images: no run needs to try it on some
+_SCORED = {"preflight.teacher_images": 0}
 FIGURE = "demo.png"
 
 
@@ -55,15 +59,18 @@ def run_demo(
     shared = {key: value for key, value in (overrides or {}).items() if key.startswith(("data.", "runtime."))}
     teacher_recipe = load_recipe("demo-teacher", {**shared, **(teacher_overrides or {})})
     # Both recipes are checked before the teacher is trained: a mistyped key must not cost minutes.
-    changes = {**(overrides or {}), "teacher.checkpoint": str(folder / "teacher")}
-    recipe = load_recipe("demo", changes)
+    recipe = load_recipe("demo", {**(overrides or {}), "teacher.checkpoint": str(folder / "teacher"), **_SCORED})
     if recipe.teacher is None or recipe.teacher.model_copy(update={"checkpoint": None}) != _plain_teacher():
         raise ConfigError("demo: the keys of its teacher are fixed; for other networks use `densekd distill`")
     _require_demo(folder)
     watch = progress or Silent()
     seeds = check_seeds(seeds)
     _teacher(folder / "teacher", teacher_recipe, force, watch.run("teacher"))
-    comparison = prepare(recipe, methods=["none", METHOD], seeds=seeds, out=folder, force=force, progress=watch)
+    # Two at a time: networks so small use one core well and two badly.
+    jobs = min(2, gpus_for(choose_device(recipe)) or cpus())
+    comparison = prepare(
+        recipe, methods=["none", METHOD], seeds=seeds, jobs=jobs, out=folder, force=force, progress=watch
+    )
     command = f"densekd demo --seeds {','.join(map(str, seeds))}"
     for key, value in (overrides or {}).items():
         command += f" {shlex.quote(f'{key}={value}')}"
