@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # A find-links folder or an extra index in the caller's environment could bring a build of torch that does not
 # match torchvision: the pins below come from the default index alone.
 CLEAN := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL
+# A test to a core, one thread each: small networks gain nothing from a second.
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo check test test-long lint types layers numbers wheel-test clean
 
@@ -46,10 +48,10 @@ numbers: $(READY)
 	$(BIN)/python tools/check_numbers.py
 
 check: lint types layers numbers
-	$(BIN)/python -m pytest -q -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long"
 
 test: check
-	$(BIN)/python -m pytest -q -m "slow and not long"
+	$(PYTEST) -m "slow and not long"
 	$(MAKE) wheel-test
 
 wheel-test: $(READY)
