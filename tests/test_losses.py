@@ -33,7 +33,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "function", "options"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("loss", "function", "options"), CASES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_a_module_is_its_function(loss, function, options):
     student, teacher, mask = maps()
     assert loss(student, teacher) == function(student, teacher, **options)
