@@ -97,7 +97,7 @@ def _camvid(given: argparse.Namespace) -> Recipe:
         {
             "name": "camvid-study",
             "data.root": str(given.data),
-            "train.epochs": 8,
+            "train.epochs": 6,
             "student.encoder_checkpoint": encoder,
             "teacher.checkpoint": str(teacher),
             "runtime.threads": 1,
@@ -142,7 +142,7 @@ def main() -> None:
             recipe,
             methods=SCENES if scenes else CAMVID,
             factors=FACTORS,
-            steps=300 if scenes else 150,
+            steps=300 if scenes else 120,
             group=None if scenes else "^[^_]+",
             jobs=given.jobs,
             out=runs / "tune",

@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--labelled", type=int, default=100)
     parser.add_argument("--unlabelled", type=int, default=500)
     parser.add_argument("--val", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8, help="labelled images a step, and as many unlabelled ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
