@@ -3,7 +3,7 @@
     python benchmarks/methods_study.py scenes --jobs 2
     python benchmarks/methods_study.py camvid --data PATH/camvid --weights PATH/weights --jobs 2
 
-First `densekd tune`: the weight of each method alone, times 0.1, 0.5 and 2.5, one seed, short runs, scored on a part
+First `densekd tune`: the weight of each method alone, times 0.02, 0.1, 0.5 and 2.5, one seed, short runs, scored on a part
 of the training set (the last scenes; one drive of CamVid). Temperatures and other options stay at their defaults. Then
 `densekd compare` with the chosen weights; combinations take the weights of their parts. The sweep and the comparison
 each leave a record in `results/`.
@@ -34,7 +34,7 @@ from densekd.training.specs import TermSpec
 from densekd.tuning import tune
 
 RESULTS = Path(__file__).parent / "results"
-FACTORS = (0.1, 0.5, 2.5)
+FACTORS = (0.02, 0.1, 0.5, 2.5)
 SEEDS = (0, 1, 2)
 
 #: methods alone, in the order of the table
