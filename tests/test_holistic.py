@@ -194,6 +194,19 @@ class TestDiscriminator:
             expected = fake.mean() - real.mean() + 3.0 * sum((length - 1) ** 2 for length in lengths) / 2
         torch.testing.assert_close(value, expected)
 
+    @OBJECTIVES
+    def test_small_maps_in_channels_last(self, objective):
+        # torch 2.11 ended the process in the backward pass of a norm on such maps
+        def gradients(layout):
+            loss = bound(objective=objective)
+            loss(*(x.detach().contiguous(memory_format=layout) for x in maps(3, height=16, width=24)))
+            torch.manual_seed(5)
+            loss.adversary_loss().backward()
+            return [parameter.grad for parameter in loss.adversary().network.parameters()]
+
+        for one, other in zip(gradients(torch.channels_last), gradients(torch.contiguous_format), strict=True):
+            torch.testing.assert_close(one, other)
+
     def test_the_penalty_has_the_gradient_of_its_value(self, monkeypatch):
         loss = bound(objective="wgan-gp", penalty=10.0)
         network = loss.adversary().network.double().eval()

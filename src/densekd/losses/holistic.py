@@ -122,7 +122,9 @@ class Holistic(DistillationLoss):
             )
         student, teacher, counts = self._seen
         with torch.autocast(student.device.type, enabled=False):
-            fake, real = network.train()(torch.cat([student, teacher])).chunk(2)
+            # A norm whose channels_last input needs no gradient ends the process in torch 2.11's backward pass.
+            maps = torch.cat([student, teacher]).requires_grad_()
+            fake, real = network.train()(maps).chunk(2)
             if self.objective == "hinge":
                 return _mean(F.relu(1 - real), counts) + _mean(F.relu(1 + fake), counts)
             steepness = _slopes(network.eval(), student, teacher)
