@@ -49,9 +49,9 @@ CAMVID = (
     "attention@features",
 )
 #: Weights around which the sweep goes where not around the default: 2.5 times that would still leave the term's
-#: gradient at the start below the task's. These make the two equal (proposals of `densekd doctor`, two digits). Holistic:
-#: its gradient grows while its discriminator learns (at the proposal, 7.4, and a fiftieth of it, it drowns the task); so
-#: its sweep goes from the default up.
+#: gradient at the start below the task's. These make the two equal (proposals of `densekd doctor`, two digits). Not so
+#: for holistic: its gradient grows while its discriminator learns; at a fiftieth of the proposal it drowns the task.
+#: Its sweep goes from the default up.
 SCENES_WEIGHTS = {
     **{"holistic": 0.05, "channelwise@features": 20.0, "feature@features": 10.0, "channelmean@features": 18.0},
     "masked@features": 250.0,

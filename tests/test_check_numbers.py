@@ -314,6 +314,38 @@ def test_gains_stand_in_a_row_per_method_and_a_column_per_place(tool: Any, repos
     assert check(tool, repository, (repository / "README.md").read_text()) == 0
 
 
+def test_gains_on_further_splits_stand_beside(tool: Any, repository: Path) -> None:
+    changed = study()
+    changed["methods"][1]["extra_gains"] = {"drive": {"mean": -0.02, "low": -0.03, "high": 0.004}}
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
+    assert check(tool, repository, "<!-- table: gains demo.json -->\n<!-- /table -->\n", "--write") == 0
+    assert shown(repository)[1:-1] == [
+        "| gain, points of mIoU | logits | logits, drive |",
+        "| --- | ---: | ---: |",
+        "| channelwise | +3.0 [-1.0, +6.0] | -2.0 [-3.0, +0.4] |",
+    ]
+
+
+def test_a_sweep_has_a_row_per_method_and_the_chosen_weight(tool: Any, repository: Path) -> None:
+    changed = study()
+    alone, one = changed["methods"]
+    tried = {"channelwise-w0.5": (1.5, 0.61), "channelwise-w2.5": (7.5, 0.61), "dist@features-w0.5": (10.0, 0.4)}
+    changed["methods"] = [alone]
+    for name, (weight, score) in tried.items():
+        changed["methods"].append({**one, "name": name, "final": scores([score]), "terms": [{"weight": weight}]})
+    changed["methods"].append({**one, "name": "dist@features-w2.5", "final": None, "terms": [{"weight": 50.0}]})
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
+    assert check(tool, repository, "<!-- table: sweep demo.json -->\n<!-- /table -->\n", "--write") == 0
+    # Of equal ones the smaller weight is taken, as `densekd tune` does; a run that failed leaves its place empty.
+    assert shown(repository)[1:-1] == [
+        "| mIoU, held out | weight x 0.5 | weight x 2.5 | chosen weight |",
+        "| --- | ---: | ---: | ---: |",
+        "| student alone | 52.0 |  |  |",
+        "| channelwise | **61.0** | 61.0 | 1.5 |",
+        "| dist@features | **40.0** |  | 10 |",
+    ]
+
+
 def test_costs_of_methods_are_multiples_of_the_plain_error(tool: Any, repository: Path) -> None:
     record = bench()
     (head, *_), extra = record["cases"], {"peak_maps": 2.0, "extra_parameters": 1234, "cost": "N C P"}

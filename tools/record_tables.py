@@ -1,7 +1,8 @@
 """Markdown tables made from records; every number in them is a mark that `check_numbers.py` fills.
 
-Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place), `classes`
-(IoU per class of a study), `loss` (`densekd bench loss`), `methods` (`densekd bench methods`).
+Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
+`sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
+`methods` (`densekd bench methods`).
 """
 
 from __future__ import annotations
@@ -70,21 +71,51 @@ def study(file: str, record: dict[str, Any]) -> list[str]:
 
 
 def gains(file: str, record: dict[str, Any]) -> list[str]:
-    """A row per method, a column per place where it stands: gain over the student alone, with its interval."""
+    """A row per method, a column per place and split: gain over the student alone, with its interval."""
     compared = [method for method in record["methods"] if method["name"] != "none"]
-    places = [
-        where for where in ("logits", "features", "logits+features") if any(m["where"] == where for m in compared)
-    ]
-    cells: dict[str, dict[str, str]] = {}
+    found = {method["where"] for method in compared}
+    places = [where for where in ("logits", "features", "logits+features") if where in found]
+    splits = sorted({split for method in compared for split in method.get("extra_gains") or {}})
+    columns = [(where, split) for where in places for split in ("", *splits)]
+    cells: dict[str, dict[tuple[str, str], str]] = {}
     for method in compared:
-        place, gain = f"methods[name={method['name']}]", "failed"
-        if method.get("gain") is not None:
-            mean, low, high = (_mark(file, f"{place}.gain.{key} * 100 +.1f") for key in ("mean", "low", "high"))
-            gain = f"{mean} [{low}, {high}]"
-        cells.setdefault(method["name"].partition("@")[0], {})[method["where"]] = gain
-    return _rows(
-        ["gain, points of mIoU", *places], [[name, *(row.get(p, "") for p in places)] for name, row in cells.items()]
-    )
+        row = cells.setdefault(method["name"].partition("@")[0], {})
+        for split in ("", *splits):
+            path = f"extra_gains.{split}" if split else "gain"
+            gain = method["extra_gains"].get(split) if split else method.get("gain")
+            row[method["where"], split] = "failed" if gain is None else _interval(file, method["name"], path)
+    header = [where + (f", {split}" if split else "") for where, split in columns]
+    rows = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
+    return _rows(["gain, points of mIoU", *header], rows)
+
+
+def _interval(file: str, method: str, gain: str) -> str:
+    place = f"methods[name={method}].{gain}"
+    mean, low, high = (_mark(file, f"{place}.{key} * 100 +.1f") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def sweep(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per method of `densekd tune`, a column per multiple of its weight: mIoU held out; the best is bold."""
+    rows: dict[str, dict[str, str]] = {}
+    factors: dict[str, None] = {}
+    scores: dict[str, dict[str, float]] = {}
+    for method in record["methods"]:
+        label, _, factor = method["name"].rpartition("-w")
+        if label and method["final"] is not None:
+            factors[factor] = None
+            scores.setdefault(label, {})[factor] = method["final"]["mean"]
+            rows.setdefault(label, {})[factor] = _mark(file, f"methods[name={method['name']}].final.mean * 100 .1f")
+    lines = []
+    for label, row in rows.items():
+        best = max(scores[label].values())
+        chosen = min((factor for factor, score in scores[label].items() if score == best), key=float)
+        unit = next(m for m in record["methods"] if m["name"] == f"{label}-w{chosen}")
+        weight = _mark(file, f"methods[name={unit['name']}].terms[0].weight .3g")
+        lines.append([label, *(f"**{row[f]}**" if f == chosen else row.get(f, "") for f in factors), weight])
+    none = "methods[name=none].final.mean * 100 .1f"
+    alone = ["student alone", _mark(file, none), *[""] * len(factors)]
+    return _rows(["mIoU, held out", *(f"weight x {factor}" for factor in factors), "chosen weight"], [alone, *lines])
 
 
 def classes(file: str, record: dict[str, Any]) -> list[str]:
@@ -142,6 +173,7 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
 KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "study": study,
     "gains": gains,
+    "sweep": sweep,
     "classes": classes,
     "loss": loss,
     "methods": methods,
