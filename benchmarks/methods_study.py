@@ -117,7 +117,7 @@ def _camvid(given: argparse.Namespace) -> Recipe:
         {
             "name": "camvid-study",
             "data.root": str(given.data),
-            "train.epochs": 6,
+            "train.epochs": 5,
             "student.encoder_checkpoint": encoder,
             "teacher.checkpoint": str(teacher),
             "runtime.threads": 1,
@@ -163,7 +163,7 @@ def main() -> None:
             recipe,
             methods=SCENES if scenes else CAMVID,
             factors=FACTORS,
-            steps=300 if scenes else 120,
+            steps=300 if scenes else 100,
             group=None if scenes else "^[^_]+",
             jobs=given.jobs,
             out=runs / "tune",
