@@ -65,8 +65,8 @@ def _names(given: argparse.Namespace) -> dict[str, dict[str, str]]:
     wide = f"batches of {2 * given.batch}"
     return {
         "labelled": {"none": "none", METHOD: METHOD},
-        "unlabelled": {METHOD: f"{METHOD}, {given.unlabelled} unlabelled"},
-        "wide": {"none": wide, METHOD: f"{METHOD}, {wide}"},
+        "unlabelled": {METHOD: f"{METHOD} with {given.unlabelled} unlabelled"},
+        "wide": {"none": wide, METHOD: f"{METHOD} in {wide}"},
     }
 
 
