@@ -80,6 +80,20 @@ def test_mistakes_are_named():
         make_loss("pixelwise", {"temperature": "hot"})
 
 
+@pytest.mark.parametrize("method", ["channelwise", "pixelwise", "dist", "decoupled", "crossimage"])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-7, 2e4, 1e200, 10**400])
+def test_temperatures_that_float32_cannot_hold(method, temperature):
+    with pytest.raises(ArgumentError, match=r"^temperature: expected a number from 1e-06 to 10000, got "):
+        make_loss(method, {"temperature": temperature})
+
+
+@pytest.mark.parametrize("method", ["intraclass", "decoupled", "crossimage"])
+@pytest.mark.parametrize("value", ["255", None, 2.5, True])
+def test_the_label_of_void_is_a_whole_number(method, value):
+    with pytest.raises(DtypeError, match=r"^ignore_index: expected the label of void, a whole number, got "):
+        make_loss(method, {"ignore_index": value})
+
+
 @pytest.mark.parametrize(
     ("method", "option"),
     [

@@ -15,7 +15,7 @@ from densekd.distiller import Distiller, Term
 from densekd.doctor import preflight
 from densekd.errors import ArgumentError, DtypeError, ShapeError
 from densekd.functional.masked import draw_visible, masked_mse
-from densekd.losses import FeatureMimic
+from densekd.losses import FeatureMimic, masked
 from densekd.losses.masked import MaskedGenerative
 
 
@@ -323,6 +323,17 @@ def test_teacher_gets_no_gradient():
     teacher.requires_grad_()
     masked_mse(student, teacher, visible=visible, generate=lambda x: x).backward()
     assert teacher.grad is None
+
+
+def test_a_generator_that_does_not_fit(monkeypatch):
+    shape = torch.Size((2, 512, 8, 8))
+    words = r"512 channels with hidden=10000000 has 92,170,000,512 parameters and takes 1474\.72 GB.*lower hidden"
+    monkeypatch.setattr(masked, "available_bytes", lambda: 9_500_000_000)
+    loss = MaskedGenerative(hidden=10_000_000)
+    with pytest.raises(ArgumentError, match=words):
+        loss.bind(shape, shape, None)
+    assert loss.generator is None
+    MaskedGenerative(hidden=8).bind(shape, shape, None)
 
 
 def test_misuse_is_named():

@@ -11,6 +11,8 @@ from torch import Tensor
 from densekd.errors import ArgumentError, DtypeError, ShapeError, nearest
 
 REDUCTIONS = ("mean", "sum", "none")
+# Colder, quotients leave float32's range; hotter, the distributions differ by less than it can tell.
+_COLDEST, _HOTTEST = 1e-6, 1e4
 
 
 def check_maps(student: Any, teacher: Any, *, same_channels: bool = True) -> None:
@@ -76,11 +78,16 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_temperature(temperature: Any) -> float:
-    """A positive finite number."""
+    """A number from 1e-6 to 10000."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise DtypeError(f"temperature: expected a number, got {type(temperature).__name__}; for example 4.0")
     if not 0.0 < temperature < math.inf:
         raise ArgumentError(f"temperature: expected a positive finite number, got {temperature}; for example 4.0")
+    if not _COLDEST <= temperature <= _HOTTEST:
+        raise ArgumentError(
+            f"temperature: expected a number from {_COLDEST:g} to {_HOTTEST:g}, got {temperature}: beyond, float32 "
+            "cannot tell the distributions apart; for example 4.0"
+        )
     return float(temperature)
 
 
@@ -91,6 +98,13 @@ def check_factor(name: str, value: Any) -> float:
     if not 0.0 <= value < math.inf:
         raise ArgumentError(f"{name}: expected a finite number that is not negative, got {value}; for example 1.0")
     return float(value)
+
+
+def check_ignore_index(value: Any) -> int:
+    """A whole number, of either sign."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DtypeError(f"ignore_index: expected the label of void, a whole number, got {value!r}; for example 255")
+    return value
 
 
 def check_mask(mask: Any, like: Tensor, name: str = "mask") -> None:
@@ -116,6 +130,7 @@ def check_labels(labels: Any, like: Tensor, num_classes: int, ignore_index: int)
     if not isinstance(labels, Tensor):
         raise DtypeError(f"labels: expected an integer tensor (N, *spatial), got {type(labels).__name__}")
     check_dense("labels", labels)
+    check_ignore_index(ignore_index)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DtypeError(f"labels: expected integer class ids, got {labels.dtype}; convert them with .long()")
     _check_positions("labels", labels, like)

@@ -9,7 +9,15 @@ import torch
 from torch import Size, Tensor
 
 from densekd.errors import ArgumentError
-from densekd.functional.checks import check_flag, check_labels, check_maps, check_mask, check_temperature, working_type
+from densekd.functional.checks import (
+    check_flag,
+    check_ignore_index,
+    check_labels,
+    check_maps,
+    check_mask,
+    check_temperature,
+    working_type,
+)
 from densekd.functional.crossimage import check_count, crossimage_kl
 from densekd.functional.crossimage_memory import crossimage_memory_kl
 from densekd.losses.available_memory import available_bytes
@@ -74,7 +82,7 @@ class CrossImage(DistillationLoss):
         self.pixel_samples = check_count("pixel_samples", pixel_samples)
         self.region_samples = check_count("region_samples", region_samples)
         self.pixels_per_class = check_count("pixels_per_class", pixels_per_class)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.num_classes = None if num_classes is None else check_count("num_classes", num_classes, 2)
         self.needs = frozenset({"labels"} if memory else ())
         self.pixels = self.regions = self.projector = None

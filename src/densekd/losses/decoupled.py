@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from densekd.errors import ArgumentError
-from densekd.functional.checks import check_factor, check_flag, check_temperature
+from densekd.functional.checks import check_factor, check_flag, check_ignore_index, check_temperature
 from densekd.functional.decoupled import decoupled_kl
 from densekd.losses.base import DistillationLoss
 
@@ -39,7 +39,8 @@ class Decoupled(DistillationLoss):
         super().__init__()
         self.alpha, self.beta = check_factor("alpha", alpha), check_factor("beta", beta)
         self.temperature = check_temperature(temperature)
-        self.ignore_index, self.standardize = ignore_index, check_flag("standardize", standardize)
+        self.ignore_index = check_ignore_index(ignore_index)
+        self.standardize = check_flag("standardize", standardize)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError
+from densekd.functional.checks import check_ignore_index
 from densekd.functional.intraclass import check_num_classes, intraclass_mse
 from densekd.losses.base import DistillationLoss
 
@@ -29,7 +30,7 @@ class IntraClass(DistillationLoss):
     def __init__(self, num_classes: int | None = None, ignore_index: int = 255) -> None:
         super().__init__()
         self.num_classes = None if num_classes is None else check_num_classes(num_classes)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
         if self.num_classes is None:

@@ -9,6 +9,7 @@ from torch import Size, Tensor, nn
 
 from densekd.errors import ArgumentError, ShapeError
 from densekd.functional.masked import check_mask_ratio, draw_visible, masked_mse
+from densekd.losses.available_memory import available_bytes
 from densekd.losses.base import DistillationLoss
 
 
@@ -62,7 +63,10 @@ class MaskedGenerative(DistillationLoss):
                 f"MaskedGenerative: expected maps (N, C, H, W), got {tuple(teacher_shape)}; its convolutions have two "
                 "spatial axes"
             )
-        self.generator = Generator(teacher_shape[1], self.hidden or teacher_shape[1])
+        channels = teacher_shape[1]
+        hidden = self.hidden or channels
+        _require_memory(channels, hidden)
+        self.generator = Generator(channels, hidden)
 
     def forward(
         self,
@@ -82,3 +86,13 @@ class MaskedGenerative(DistillationLoss):
 
     def extra_repr(self) -> str:
         return f"mask_ratio={self.mask_ratio}, hidden={self.hidden}"
+
+
+def _require_memory(channels: int, hidden: int) -> None:
+    """Refuse a generator that could not be trained here: its weights, their gradient, two moments of an optimiser."""
+    parameters, free = 18 * channels * hidden + hidden + channels, available_bytes()
+    if 16 * parameters > free:
+        raise ArgumentError(
+            f"MaskedGenerative: a generator of {channels} channels with hidden={hidden} has {parameters:,} parameters "
+            f"and takes {16e-9 * parameters:.2f} GB in training; {free / 1e9:.2f} GB are available; lower hidden"
+        )
