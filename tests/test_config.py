@@ -122,6 +122,8 @@ class TestMistakes:
         path.write_bytes(b"\xff\xfe\x00")
         refused(path, r"r\.yaml: ")
         refused("demoo", "no such file, and no shipped recipe of that name; did you mean 'demo'")
+        refused(load_recipe("demo"), "expected a file, a shipped name or a mapping, got Recipe")
+        refused(3, "expected a file, a shipped name or a mapping, got int")
 
     @pytest.mark.parametrize(
         ("text", "told"),

@@ -128,6 +128,8 @@ def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(name, Mapping):
         return dict(plain(name))
+    if not isinstance(name, str | PurePath):
+        raise ConfigError(f"recipe: expected a file, a shipped name or a mapping, got {type(name).__name__}")
     try:
         text = _read_text(str(name))
     except (OSError, UnicodeDecodeError) as error:
