@@ -60,6 +60,8 @@ def test_scenes_hold_out_their_last_training_scenes() -> None:
     assert data.notices == ["data.holdout: training on 7 scenes, scored on 3 of the training set"]
     with pytest.raises(ValueError, match="at least two training scenes"):
         ScenesDataSpec(train_count=1, holdout={})
+    with pytest.raises(ValueError, match=r"holdout\.group: drawn scenes have no groups"):
+        ScenesDataSpec(train_count=10, holdout={"group": "^a"})
 
 
 def test_a_recipe_without_it_means_what_it_did() -> None:

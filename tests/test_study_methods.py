@@ -24,9 +24,10 @@ from densekd.study.calibration import median_of, steps_for
 from densekd.study.machine import share_out
 from densekd.study.methods import ALONE, where_of
 from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
-from densekd.study.tasks import comparable, digest_of, plan_tasks, require_same, require_unclaimed
+from densekd.study.pool import Job, Outcome
+from densekd.study.tasks import comparable, digest_of, left_aside, plan_tasks, require_same, require_unclaimed
 from densekd.training.specs import TermSpec
-from studykit import Keeping, comparable_recipe, place_with_teacher
+from studykit import TEACHER, Keeping, comparable_recipe, place_with_teacher
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +310,21 @@ class TestTasks:
         with pytest.raises(RunError, match=words):
             require_same(found, force=False)
         assert require_same(found, force=True)[0] == "channelwise-s0: started again (terms.0.weight: 3.0 -> 9.0)"
+
+    def test_runs_that_are_not_asked_for_are_told(self, base, tmp_path):
+        every = self.tasks(base, tmp_path, labels=["channelwise", "pixelwise"], seeds=(0, 1))
+        for task in every:
+            start_folder(task.path, task.recipe)
+        assert left_aside(every, tmp_path) == []
+        found = left_aside(self.tasks(base, tmp_path, seeds=(0,)), tmp_path)
+        assert found == [
+            "runs of other labels or seeds in the folder are left as they are and not counted here: channelwise-s1, "
+            "none-s1, pixelwise-s0 and 1 more"
+        ]
+        comparison = prepare(base, methods=["channelwise"], seeds=[0], out=tmp_path)
+        asked = self.tasks(base, tmp_path, seeds=(0,))
+        ended = {task.name: Outcome(Job(task.name, {}, tmp_path / "x"), "failed", "why") for task in asked}
+        assert comparison._summed_up(asked, ended, TEACHER, None, "").record.notices == found
 
     def test_a_damaged_recipe_is_a_change(self, base, tmp_path):
         (tmp_path / "none-s0").mkdir()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from densekd.cli.app import call
-from densekd.config import load_recipe
+from densekd.config import Recipe, load_recipe
 from densekd.errors import ConfigError
 from densekd.runs import train
 from densekd.study import Method, Study
 from densekd.study.methods import ALONE
 from densekd.study.record import study_record
 from densekd.training.specs import TermSpec
-from densekd.tuning import Tuned, candidates, tune
+from densekd.tuning import Tuned, candidates, sweep, tune
 from runkit import distillation, make_place, recipe
 from studykit import TEACHER, record
 
@@ -87,6 +87,32 @@ def test_the_chosen_settings_are_marked_in_the_table() -> None:
     assert [row["chosen"] for row in tuned.rows()] == ["", "", "", "yes"]
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [
+        ({"group": r"\d", "fraction": 0.3, "seed": 4}, {}, (r"\d", 0.3, 4)),
+        ({"group": r"\d", "fraction": 0.3, "seed": 4}, {"fraction": 0.5}, (r"\d", 0.5, 4)),
+        ({"group": r"\d", "fraction": 0.3, "seed": 4}, {"group": "."}, (".", 0.3, 4)),
+        (None, {"group": "."}, (".", 0.2, 0)),
+    ],
+)
+def test_what_is_held_out_is_as_the_recipe_says_but_for_what_was_asked(
+    own: dict[str, Any] | None, asked: dict[str, Any], expected: tuple[Any, ...], monkeypatch: Any, tmp_path: Path
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def seen(base: Recipe, **_: Any) -> None:
+        held = base.data.holdout
+        assert held is not None
+        raise SeenError(held.group, held.fraction, held.seed)
+
+    monkeypatch.setattr(sweep, "prepare", seen)
+    with pytest.raises(SeenError) as found:
+        tune(distillation(tmp_path, tmp_path / "teacher"), data__holdout=own, **asked)
+    assert found.value.args == expected
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_place(tmp_path_factory.mktemp("tuning"))
@@ -127,6 +153,7 @@ def test_a_sweep_never_reads_the_validation_set_and_writes_the_best(place: Path)
         (["--factors", "1,x"], "--factors '1,x': expected numbers with commas between"),
         (["--methods", "chanelwise"], "did you mean 'channelwise'"),
         (["--holdout", "2"], "--holdout 2: expected a share of the training images"),
+        (["--group", "^a"], "--group: drawn scenes have no groups"),
         (["--group", "["], "--group: '[' is not a regular expression"),
         (["--factors", "1,1.0000001"], "--factors 1.0,1.0000001: expected different positive numbers"),
         (["--steps", "0"], "--steps 0: expected 1 or more"),

@@ -41,7 +41,10 @@ def tune(
     group: Annotated[
         str | None, typer.Option("--group", help="Regular expression that finds a file's group in its name.")
     ] = None,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share of the training images held out.")] = 0.2,
+    holdout: Annotated[
+        float | None,
+        typer.Option("--holdout", help="Share of the training images held out; default: the recipe's, or 0.2."),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Runs at a time.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default runs/<recipe name>-tune.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Start again the runs whose recipe changed.")] = False,
@@ -54,7 +57,8 @@ def tune(
     from densekd.tuning import tune as sweep
 
     words = ["densekd", "tune", recipe, *(overrides or []), "--factors", factors, "--steps", str(steps)]
-    words += ["--seeds", seeds, "--holdout", f"{holdout:g}"]
+    words += ["--seeds", seeds]
+    words += [] if holdout is None else ["--holdout", f"{holdout:g}"]
     words += [] if methods is None else ["--methods", methods]
     words += ["--temperatures", temperatures] if temperatures else []
     words += [] if group is None else ["--group", group]

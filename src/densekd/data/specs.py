@@ -267,6 +267,8 @@ class ScenesDataSpec(ScenesSpec):
     def _scenes_left(self) -> ScenesDataSpec:
         if self.holdout is not None and self.train_count < 2:
             raise ValueError("holdout needs at least two training scenes (train_count)")
+        if self.holdout is not None and self.holdout.group is not None:
+            raise ValueError("holdout.group: drawn scenes have no groups: the last of them are held out; leave it out")
         return self
 
 

@@ -24,7 +24,7 @@ from densekd.study.pool import Job, Outcome, run_jobs
 from densekd.study.progress import Silent
 from densekd.study.record import study_record
 from densekd.study.result import Study
-from densekd.study.tasks import OUTPUT, Task, plan_tasks, require_same, require_unclaimed
+from densekd.study.tasks import OUTPUT, Task, left_aside, plan_tasks, require_same, require_unclaimed
 from densekd.study.teacher import score_teacher
 from densekd.training.signals import Interrupted
 
@@ -216,6 +216,7 @@ class Comparison:
             plan=plan,
             command=command,
         )
+        record = record.model_copy(update={"notices": [*record.notices, *left_aside(tasks, self.folder)]})
         self._say(record.notices)
         return Study(self.folder, record, runs)
 

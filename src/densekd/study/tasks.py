@@ -118,6 +118,16 @@ def _require_free(path: Path) -> None:
         )
 
 
+def left_aside(tasks: Sequence[Task], folder: Path) -> list[str]:
+    """A line about the runs in the study's folder that this call does not ask for; none where there are none."""
+    asked = {task.name for task in tasks}
+    others = sorted(path.parent.name for path in folder.glob("*/recipe.yaml") if path.parent.name not in asked)
+    if not others:
+        return []
+    shown = ", ".join(others[:_TOLD]) + (f" and {len(others) - _TOLD} more" if len(others) > _TOLD else "")
+    return [f"runs of other labels or seeds in the folder are left as they are and not counted here: {shown}"]
+
+
 def require_same(tasks: Iterable[Task], force: bool) -> list[str]:
     """Lines about the runs that will be started again.
 

@@ -47,7 +47,7 @@ def tune(
     steps: int = 300,
     seeds: Sequence[int] = (0,),
     group: str | None = None,
-    fraction: float = 0.2,
+    fraction: float | None = None,
     jobs: int = 1,
     out: str | Path | None = None,
     force: bool = False,
@@ -70,7 +70,7 @@ def tune(
         steps: length of each run; no longer than the recipe's own `train.steps`.
         seeds: runs of each setting.
         group: regular expression that finds the group in a file's name; None: of `data.holdout` or `data.auto_split`.
-        fraction: share of the training images that is held out.
+        fraction: share of the training images that is held out; None: that of `data.holdout`, or else 0.2.
         jobs, out, force, progress: as of `densekd.compare`; `out` defaults to `runs/<recipe name>-tune`.
         command: the command line, for the record.
         overrides: keys of the recipe; `__` stands for the dot.
@@ -80,7 +80,8 @@ def tune(
         as its `terms` where one method was tuned.
 
     Raises:
-        ConfigError: no group pattern for a folder of images or a bad one, bad factors, temperatures, steps or types.
+        ConfigError: no group pattern for a folder of images or a bad one, one for drawn scenes, bad factors,
+            temperatures, steps or types.
         RunsFailedError: a run failed, so that nothing can be chosen.
         DensekdError: as `densekd.compare`.
     """
@@ -114,25 +115,29 @@ def tune(
     return Tuned(study, best, path, [line for name in tried for line in _remarks(best[name], tried[name], lines)])
 
 
-def _holdout(base: Recipe, group: str | None, fraction: float) -> HoldoutSpec:
-    if not is_number(fraction) or not 0 < fraction < 1:
+def _holdout(base: Recipe, group: str | None, fraction: float | None) -> HoldoutSpec:
+    """What is held out: as the recipe's own `data.holdout` says, but for what was asked."""
+    if fraction is not None and (not is_number(fraction) or not 0 < fraction < 1):
         shown = f"{fraction:g}" if is_number(fraction) else repr(fraction)
         raise ConfigError(f"--holdout {shown}: expected a share of the training images between 0 and 1")
     if group is not None and not isinstance(group, str):
         raise ConfigError(f"--group: expected a regular expression, got {group!r}")
     data = base.data
-    if data.holdout is not None and group is None:
-        return data.holdout
-    if isinstance(data, FolderSpec) and group is None and data.auto_split is None:
+    if isinstance(data, FolderSpec) and group is None and data.holdout is None and data.auto_split is None:
         raise ConfigError(
             "--group is missing: a regular expression that finds a file's group (drive, place, day) in its name, for "
             "instance '^[^_]+'; whole groups are held out of the training set, because images of one are too alike"
         )
+    known = {} if data.holdout is None else data.holdout.model_dump()
+    asked = {key: value for key, value in (("group", group), ("fraction", fraction)) if value is not None}
     try:
-        return HoldoutSpec(group=group, fraction=fraction)
+        found = HoldoutSpec.model_validate({**known, **asked})
     except ValidationError as error:
         words = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"--group: {words}") from None
+    if group is not None and not isinstance(data, FolderSpec):
+        raise ConfigError("--group: drawn scenes have no groups: the last of them are held out; leave it out")
+    return found
 
 
 def _steps(base: Recipe, steps: int) -> int:
