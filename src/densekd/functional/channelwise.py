@@ -59,7 +59,7 @@ def channelwise_kl(
     Raises:
         ShapeError: shapes that differ (equal area is not enough), no spatial axis, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
-        ArgumentError: temperature <= 0, unknown reduction or backend, a backend that cannot run on this
+        ArgumentError: temperature outside 1e-6 to 1e4, unknown reduction or backend, a backend that cannot run on this
             device.
         SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it).
 

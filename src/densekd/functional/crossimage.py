@@ -56,7 +56,7 @@ def crossimage_kl(
         ShapeError: batch or spatial sizes that differ, no spatial axis, a single position after pooling (its
             softmax is always 1), pooling with more than three spatial axes, a mask of another shape.
         DtypeError: integer maps, a mask that is not bool.
-        ArgumentError: temperature <= 0, pool < 1, unknown reduction.
+        ArgumentError: temperature outside 1e-6 to 1e4, pool < 1, unknown reduction.
         SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
             definition).
 

@@ -58,7 +58,7 @@ def crossimage_memory_kl(
         ShapeError: shapes that differ, no spatial axis, a memory that is not (Q, C) or empty, a mask of another
             shape.
         DtypeError: integer tensors, a mask that is not bool.
-        ArgumentError: temperature <= 0, unknown reduction, a memory on another device.
+        ArgumentError: temperature outside 1e-6 to 1e4, unknown reduction, a memory on another device.
         SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it, by the plain
             definition).
 

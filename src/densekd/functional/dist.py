@@ -64,7 +64,7 @@ def dist_pearson(
     Raises:
         ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel.
         DtypeError: integer maps, a mask or `standardize` that is not bool, a factor that is no number.
-        ArgumentError: temperature <= 0, a negative factor, unknown reduction.
+        ArgumentError: temperature outside 1e-6 to 1e4, a negative factor, unknown reduction.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. The second part is a
     statistic of the whole batch of one process: it depends on which images share a batch. hunto/DIST_KD takes void

@@ -51,7 +51,7 @@ def pixelwise_kl(
         ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax
             is 1 whatever the logit, so the loss would be zero for every input).
         DtypeError: integer or sparse maps, a mask or `standardize` that is not bool.
-        ArgumentError: temperature <= 0, unknown reduction.
+        ArgumentError: temperature outside 1e-6 to 1e4, unknown reduction.
 
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD
     sums a cross entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave
