@@ -67,8 +67,8 @@ def decoupled_kl(
         ShapeError: shapes that differ, no spatial axis, a mask or labels of another shape, one channel.
         DtypeError: integer maps, labels that are no integers, a mask or `standardize` that is not bool, a factor
             that is no number.
-        ArgumentError: temperature outside 1e-6 to 1e4, a negative factor, a label that is neither a class nor `ignore_index`, unknown
-            reduction.
+        ArgumentError: temperature outside 1e-6 to 1e4, a negative factor, a label that is neither a class nor
+            `ignore_index`, unknown reduction.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, for whole images. megvii-research/mdistiller
     takes the logarithm of a probability that rounds to 0; ZaberKo/seg-gdkd, its port to pixels, clamps it.
