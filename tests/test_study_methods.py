@@ -21,6 +21,7 @@ from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch
 from densekd.study import check_seeds, prepare, resolve_methods
 from densekd.study.calibration import median_of, steps_for
+from densekd.study.check import lengths_of
 from densekd.study.machine import share_out
 from densekd.study.methods import ALONE, where_of
 from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
@@ -411,6 +412,14 @@ class TestPlan:
             "budget: 6.0 s of training for each method, as long as the student alone takes for its 6 steps",
             "budget: channelwise: 3 steps, each 2.00 times one of the student alone",
         ]
+
+    def test_a_length_below_the_warm_up_is_refused(self, base):
+        slow = load_recipe(base.model_dump(mode="json"), {"train.schedule.warmup_steps": 4})
+        methods, _ = resolve_methods(slow, ["pixelwise"])
+        recipes = [(method, method.recipe(slow, 0, steps=steps)) for method, steps in zip(methods, (6, 4), strict=True)]
+        assert lengths_of(recipes[:1], images=10) == {"none": 6}
+        with pytest.raises(ConfigError, match=r"method 'pixelwise': train\.schedule\.warmup_steps: 4 of 4 steps"):
+            lengths_of(recipes, images=10)
 
     def test_entries_hold_as_long_as_the_recipe_does(self, base):
         methods, _ = resolve_methods(base, ["channelwise", "both"])

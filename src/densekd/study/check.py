@@ -56,11 +56,22 @@ def lengths(opened: Opened, base: Recipe, methods: Sequence[Method], seed: int) 
     Raises:
         ConfigError: a warm-up or a term that would not end within them.
     """
-    images = len(opened.parts.data.train)
+    return lengths_of([(method, method.recipe(base, seed)) for method in methods], len(opened.parts.data.train))
+
+
+def lengths_of(recipes: Sequence[tuple[Method, Recipe]], images: int) -> dict[str, int]:
+    """Steps of each method by its recipe, the last one where there are several.
+
+    Args:
+        images: of the training set.
+
+    Raises:
+        ConfigError: as `lengths`.
+    """
     found = {}
-    for method in methods:
+    for method, recipe in recipes:
         try:
-            found[method.name] = total_steps(method.recipe(base, seed), images)
+            found[method.name] = total_steps(recipe, images)
         except ConfigError as error:
             raise ConfigError(_of(method, str(error))) from None
     return found

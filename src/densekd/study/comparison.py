@@ -16,7 +16,7 @@ from densekd.errors import RunError
 from densekd.records import Budget, StudyFailure, StudyPlan, StudyTeacher, dump
 from densekd.runs import Run
 from densekd.runs.lock import claimed
-from densekd.study.check import Opened, lengths, open_study, require_ready
+from densekd.study.check import Opened, lengths, lengths_of, open_study, require_ready
 from densekd.study.machine import Share
 from densekd.study.methods import Method
 from densekd.study.plan import plan_by_seconds, plan_by_steps, planned_steps, read_plan, told, write_plan
@@ -97,6 +97,9 @@ class Comparison:
         self.watch.said(_teacher_words(teacher))
         plan = self._plan(before, steps)
         tasks = self._tasks(plan, opened)
+        # A budget of seconds may have left a costly method less than its warm-up.
+        todo = [(task.method, task.recipe) for task in tasks if task.action != "keep"]
+        lengths_of(todo, len(opened.parts.data.train))
         self._say(require_same(tasks, self.force))
         return teacher, plan, tasks
 
