@@ -75,7 +75,7 @@ def test_single_values_are_no_factors_and_no_temperatures(single: Any) -> None:
 )
 def test_mistakes_in_a_python_call_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        tune("demo", **{"group": "^a", "teacher.untrained": True, **options})
+        tune("demo", **{"teacher.untrained": True, **options})
 
 
 def test_the_chosen_settings_are_marked_in_the_table() -> None:
