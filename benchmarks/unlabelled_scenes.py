@@ -62,11 +62,11 @@ def _arms(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _names(given: argparse.Namespace) -> dict[str, dict[str, str]]:
     """The joined record's name of each method of each comparison."""
-    wide = f"batches of {2 * given.batch}"
+    wide = f"batches-of-{2 * given.batch}"
     return {
         "labelled": {"none": "none", METHOD: METHOD},
-        "unlabelled": {METHOD: f"{METHOD} with {given.unlabelled} unlabelled"},
-        "wide": {"none": wide, METHOD: f"{METHOD} in {wide}"},
+        "unlabelled": {METHOD: f"{METHOD}-{given.unlabelled}-unlabelled"},
+        "wide": {"none": wide, METHOD: f"{METHOD}-{wide}"},
     }
 
 
