@@ -3,10 +3,10 @@
     python benchmarks/methods_study.py scenes --jobs 2
     python benchmarks/methods_study.py camvid --data PATH/camvid --weights PATH/weights --jobs 2
 
-First `densekd tune`: the weight of each method alone (its default, or one that acts, see below), times 0.02 (not
-on CamVid), 0.1, 0.5 and 2.5, one seed, short runs, scored on a part of the training set (the last scenes; one drive of CamVid).
-Temperatures and other options stay at their defaults. Then `densekd compare` with the chosen weights; combinations take
-the weights of their parts. The sweep and the comparison each leave a record in `results/`.
+First `densekd tune`: the weight of each method alone (its default, or one that acts, see below), times 0.02 (not on
+CamVid), 0.1, 0.5 and 2.5, one seed, short runs, scored on a part of the training set (the last scenes; one drive of
+CamVid). Temperatures and other options stay at their defaults. Then `densekd compare` with the chosen weights;
+combinations take the weights of their parts. The sweep and the comparison each leave a record in `results/`.
 
 `scenes`: drawn street scenes, all methods, on class maps and, where they can stand there, on feature maps. The teacher
 is the demo's; it is trained first unless `--teacher` names a finished run. `camvid`: `--data` holds
