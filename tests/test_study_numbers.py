@@ -219,6 +219,15 @@ class TestFigures:
         assert [text.get_text() for text in axes.texts] == ["+7.5", "-"]
         assert [label.get_text() for label in axes.get_yticklabels()] == ["channelwise"]
 
+    def test_names_are_no_formulas(self, study, tmp_path):
+        name = r"$\no such thing$"
+        alone, cwd = study.methods[:2]
+        odd = cwd.model_copy(update={"name": name, "iou": {name: 0.5}, "iou_gain": {name: 0.05}})
+        methods = [alone.model_copy(update={"iou": {name: 0.45}}), odd]
+        teacher = study.teacher.model_copy(update={"iou": {name: 0.6}})
+        write_figures(tmp_path, study.model_copy(update={"methods": methods, "teacher": teacher}))
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
+
     def test_figures_without_anything_to_show_are_removed(self, study, written, tmp_path):
         for name in FIGURES:
             shutil.copy(written / name, tmp_path)

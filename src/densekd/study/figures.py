@@ -27,18 +27,18 @@ def write_figures(folder: Path, record: StudyRecord) -> None:
     """Write `FIGURES`; one that has nothing to show is left out, and removed where an earlier record had it."""
     import matplotlib
 
-    drawn = {"gain": gain_figure(record), "classes": class_figure(record)}
-    for name in FIGURES:
-        path = folder / name
-        figure, kind = drawn[path.stem], path.suffix[1:]
-        if figure is None:
-            path.unlink(missing_ok=True)
-            continue
-        stream = io.BytesIO()
-        # Equal records give equal bytes: no date, and ids that do not depend on chance.
-        with matplotlib.rc_context({"svg.hashsalt": "densekd"}):
+    # Equal records give equal bytes: no date, and ids that do not depend on chance. Names are names, never formulas.
+    with matplotlib.rc_context({"svg.hashsalt": "densekd", "text.parse_math": False}):
+        drawn = {"gain": gain_figure(record), "classes": class_figure(record)}
+        for name in FIGURES:
+            path = folder / name
+            figure, kind = drawn[path.stem], path.suffix[1:]
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            stream = io.BytesIO()
             figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-        files.write_bytes(path, stream.getvalue())
+            files.write_bytes(path, stream.getvalue())
 
 
 def gain_figure(record: StudyRecord) -> Figure | None:
