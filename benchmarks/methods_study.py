@@ -118,7 +118,7 @@ def _camvid(given: argparse.Namespace) -> Recipe:
         {
             "name": "camvid-study",
             "data.root": str(given.data),
-            "train.epochs": 4,
+            "train.epochs": 8,
             "student.encoder_checkpoint": encoder,
             "teacher.checkpoint": str(teacher),
             "runtime.threads": 1,
@@ -164,7 +164,7 @@ def main() -> None:
             recipe,
             methods=SCENES if scenes else CAMVID,
             factors=SCENES_FACTORS if scenes else CAMVID_FACTORS,
-            steps=300 if scenes else 100,
+            steps=300,
             group=None if scenes else "^[^_]+",
             jobs=given.jobs,
             out=runs / "tune",
