@@ -26,6 +26,7 @@ def test_the_demo_makes_teacher_students_study_and_picture(tmp_path: Path) -> No
     assert teacher.record.status == "done"
     assert teacher.record.steps == 2
     assert result.study.record.teacher.sha256
+    assert result.study.record.notices == []  # the teacher's folder is no run that the study forgot
     assert result.study.record.methods[1].gain is not None
     with Image.open(result.figure) as picture:
         assert min(picture.size) > 400

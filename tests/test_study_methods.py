@@ -316,6 +316,8 @@ class TestTasks:
         every = self.tasks(base, tmp_path, labels=["channelwise", "pixelwise"], seeds=(0, 1))
         for task in every:
             start_folder(task.path, task.recipe)
+        start_folder(tmp_path / "teacher", every[0].recipe)  # as in a demo's folder
+        start_folder(tmp_path / "my-student", every[0].recipe)
         assert left_aside(every, tmp_path) == []
         found = left_aside(self.tasks(base, tmp_path, seeds=(0,)), tmp_path)
         assert found == [

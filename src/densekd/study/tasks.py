@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from densekd.study.methods import Method
 
 OUTPUT = "output.txt"
 _TOLD = 3
+_RUN = re.compile(r".+-s\d+")
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,13 @@ def _require_free(path: Path) -> None:
 
 
 def left_aside(tasks: Sequence[Task], folder: Path) -> list[str]:
-    """A line about the runs in the study's folder that this call does not ask for; none where there are none."""
+    """A line about the runs in the study's folder that this call does not ask for; none where there are none.
+
+    Its runs are called LABEL-sSEED: another one there, such as the demo's teacher, is none of the study's.
+    """
     asked = {task.name for task in tasks}
-    others = sorted(path.parent.name for path in folder.glob("*/recipe.yaml") if path.parent.name not in asked)
+    found = {path.parent.name for path in folder.glob("*-s*/recipe.yaml")}
+    others = sorted(name for name in found - asked if _RUN.fullmatch(name))
     if not others:
         return []
     shown = ", ".join(others[:_TOLD]) + (f" and {len(others) - _TOLD} more" if len(others) > _TOLD else "")
