@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from densekd.bench import runner
+from densekd.cli.guard import guarded
 from densekd.errors import ArgumentError
 from densekd.files import write_json
 from densekd.functional import intraclass_mse
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd.cli.board import Board
+from densekd.cli.guard import guarded
 from densekd.cli.show import Watch, table
 from densekd.config import load_recipe
 from densekd.errors import RunError
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)()

@@ -291,6 +291,13 @@ def shown(repository: Path) -> list[str]:
     return [re.sub(r"<!--.*?-->", "", line) for line in (repository / "README.md").read_text().splitlines()]
 
 
+def drawn(tool: Any, repository: Path, kind: str, record: dict[str, Any]) -> list[str]:
+    """The lines of a table of this kind, made from the record."""
+    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(record))
+    assert check(tool, repository, f"<!-- table: {kind} demo.json -->\n<!-- /table -->\n", "--write") == 0
+    return shown(repository)[1:-1]
+
+
 def test_gains_stand_in_a_row_per_method_and_a_column_per_place(tool: Any, repository: Path) -> None:
     changed = study()
     distilled = changed["methods"][1]
@@ -303,9 +310,7 @@ def test_gains_stand_in_a_row_per_method_and_a_column_per_place(tool: Any, repos
         },
         {**distilled, "name": "pairwise@features", "where": "features", "final": None, "best": None, "gain": None},
     ]
-    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
-    assert check(tool, repository, "<!-- table: gains demo.json -->\n<!-- /table -->\n", "--write") == 0
-    assert shown(repository)[1:-1] == [
+    assert drawn(tool, repository, "gains", changed) == [
         "| gain, points of mIoU | logits | features |",
         "| --- | ---: | ---: |",
         "| channelwise | +3.0 [-1.0, +6.0] | +1.0 [+0.0, +2.0] |",
@@ -317,9 +322,7 @@ def test_gains_stand_in_a_row_per_method_and_a_column_per_place(tool: Any, repos
 def test_gains_on_further_splits_stand_beside(tool: Any, repository: Path) -> None:
     changed = study()
     changed["methods"][1]["extra_gains"] = {"drive": {"mean": -0.02, "low": -0.03, "high": 0.004}}
-    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
-    assert check(tool, repository, "<!-- table: gains demo.json -->\n<!-- /table -->\n", "--write") == 0
-    assert shown(repository)[1:-1] == [
+    assert drawn(tool, repository, "gains", changed) == [
         "| gain, points of mIoU | logits | logits, drive |",
         "| --- | ---: | ---: |",
         "| channelwise | +3.0 [-1.0, +6.0] | -2.0 [-3.0, +0.4] |",
@@ -334,10 +337,8 @@ def test_a_sweep_has_a_row_per_method_and_the_chosen_weight(tool: Any, repositor
     for name, (weight, score) in tried.items():
         changed["methods"].append({**one, "name": name, "final": scores([score]), "terms": [{"weight": weight}]})
     changed["methods"].append({**one, "name": "dist@features-w2.5", "final": None, "terms": [{"weight": 50.0}]})
-    (repository / "benchmarks" / "results" / "demo.json").write_text(json.dumps(changed))
-    assert check(tool, repository, "<!-- table: sweep demo.json -->\n<!-- /table -->\n", "--write") == 0
     # Of equal ones the smaller weight is taken, as `densekd tune` does; a run that failed leaves its place empty.
-    assert shown(repository)[1:-1] == [
+    assert drawn(tool, repository, "sweep", changed) == [
         "| mIoU, held out | weight x 0.5 | weight x 2.5 | chosen weight |",
         "| --- | ---: | ---: | ---: |",
         "| student alone | 52.0 |  |  |",

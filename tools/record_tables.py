@@ -82,7 +82,7 @@ def gains(file: str, record: dict[str, Any]) -> list[str]:
         row = cells.setdefault(method["name"].partition("@")[0], {})
         for split in ("", *splits):
             path = f"extra_gains.{split}" if split else "gain"
-            gain = method["extra_gains"].get(split) if split else method.get("gain")
+            gain = (method.get("extra_gains") or {}).get(split) if split else method.get("gain")
             row[method["where"], split] = "failed" if gain is None else _interval(file, method["name"], path)
     header = [where + (f", {split}" if split else "") for where, split in columns]
     rows = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
@@ -110,8 +110,7 @@ def sweep(file: str, record: dict[str, Any]) -> list[str]:
     for label, row in rows.items():
         best = max(scores[label].values())
         chosen = min((factor for factor, score in scores[label].items() if score == best), key=float)
-        unit = next(m for m in record["methods"] if m["name"] == f"{label}-w{chosen}")
-        weight = _mark(file, f"methods[name={unit['name']}].terms[0].weight .3g")
+        weight = _mark(file, f"methods[name={label}-w{chosen}].terms[0].weight .3g")
         lines.append([label, *(f"**{row[f]}**" if f == chosen else row.get(f, "") for f in factors), weight])
     none = "methods[name=none].final.mean * 100 .1f"
     alone = ["student alone", _mark(file, none), *[""] * len(factors)]
