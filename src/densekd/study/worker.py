@@ -7,16 +7,19 @@ What happens goes to the former standard output as lines of JSON; whatever else 
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
+import queue
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from densekd.failures import explained
 from densekd.runs import distill, train
@@ -65,21 +68,32 @@ def main() -> None:
 
 
 def _channel() -> Send:
-    """The former standard output, for what happens; prints of libraries go to standard error from now on."""
+    """The former standard output, for what happens; prints of libraries go to standard error from now on.
+
+    A signal's handler tells too, and may have interrupted the very call that tells: it can wait for no lock. The
+    queue's `put` may be entered again; one thread writes what is in it.
+    """
     faulthandler.enable()
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    lock = threading.Lock()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    writer = threading.Thread(target=_write, args=(lines, stream), daemon=True)
+    writer.start()
 
-    def send(event: Mapping[str, Any]) -> None:
-        try:
-            with lock:
-                stream.write(json.dumps(event) + "\n")
-                stream.flush()
-        except OSError:
-            pass  # the study is gone; the closed standard input tells this process to leave
+    def written() -> None:
+        lines.put(None)
+        writer.join()
 
-    return send
+    atexit.register(written)
+    return lambda event: lines.put(json.dumps(event) + "\n")
+
+
+def _write(lines: queue.SimpleQueue[str | None], stream: TextIO) -> None:
+    while (line := lines.get()) is not None:
+        # Where the study is gone, the closed standard input tells this process to leave.
+        with suppress(OSError):
+            stream.write(line)
+            stream.flush()
 
 
 def _request() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 _CARRIED = (DensekdError, OSError)
 """What goes to the main process as it is. Of all else torch makes a text with the traceback of the process in it."""
+_LEFT = (signal.SIGINT, signal.SIGTERM)
+"""Signals that are the main process's business."""
 _END = object()
 _DYING = 5.0
 """Seconds within which a process is gone whose connections broke because it was killed."""
@@ -93,7 +96,7 @@ def loaded(
         generator=torch.Generator().manual_seed(0),
         **options,
     )
-    with told():
+    with told(), _signals_held():
         iterator = iter(loader)
     try:
         while True:
@@ -105,9 +108,7 @@ def loaded(
                 raise batch.error
             yield batch
     finally:
-        end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
-        if end is not None:
-            end()
+        _end(iterator)
 
 
 def _next(iterator: Iterator[Any]) -> Any:
@@ -135,10 +136,39 @@ def _next(iterator: Iterator[Any]) -> Any:
         raise lost_process(signal.strsignal(-codes[0]) if codes[0] < 0 else None) from error
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait while loading processes are started, which inherit that, so that none meets a half-begun one.
+
+    From its first instruction until it ignores them, a process would else run the main process's handlers, or be
+    ended by torch's.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows starts processes afresh
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_the_main_process(_worker: int) -> None:
     """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
 
     They end when the main process closes their queue (see `loaded`) or is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _LEFT:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end(iterator: Iterator[Any]) -> None:
+    """End the loading processes. Python would wait for one that hangs, for ever, when the program ends."""
+    end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
+    if end is None:
+        return
+    end()
+    for worker in iterator._workers:  # type: ignore[attr-defined]
+        if worker.is_alive():
+            worker.kill()
+        worker.join()
