@@ -12,10 +12,11 @@ from densekd.config.load import dump_recipe as dump_recipe
 from densekd.config.load import load_recipe as load_recipe
 from densekd.config.load import recipe_digest as recipe_digest
 from densekd.config.load import recipe_schema as recipe_schema
+from densekd.config.published import PublishedResult as PublishedResult
 from densekd.config.read import override as override
 from densekd.config.read import parse_override as parse_override
 from densekd.config.read import read_recipe as read_recipe
-from densekd.config.read import shipped_recipes as shipped_recipes
 from densekd.config.recipe import PreflightSpec as PreflightSpec
 from densekd.config.recipe import Recipe as Recipe
 from densekd.config.recipe import TeacherSpec as TeacherSpec
+from densekd.config.shipped import shipped_recipes as shipped_recipes

@@ -50,8 +50,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of the resolved recipe's canonical JSON."""
-    return sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode())
+    """SHA-256 of the resolved recipe's canonical JSON, without what others published: that changes no run."""
+    return sha256(json.dumps(recipe.model_dump(mode="json", exclude={"published"}), sort_keys=True).encode())
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
-from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from densekd.config.shipped import shipped_recipes, shipped_text
 from densekd.errors import ConfigError, nearest
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes inside the package and the first comment line of each."""
-    found = {}
-    for entry in sorted(resources.files("densekd").joinpath("recipes").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            first = entry.read_text(encoding="utf-8").splitlines()[0]
-            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip()
-    return found
 
 
 def _read_text(name: str) -> str:
@@ -32,17 +22,25 @@ def _read_text(name: str) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     known = shipped_recipes()
-    if name in known:
-        return resources.files("densekd").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    if name.removesuffix(".yaml") in known:
+        return shipped_text(name.removesuffix(".yaml"))
     if path.is_dir():
         raise ConfigError(
-            f"recipe {name!r}: a folder without a recipe.yaml, so no run; give a recipe file, a run folder, or one of "
-            f"the shipped: {', '.join(known)}"
+            f"recipe {name!r}: a folder without a recipe.yaml, so no run; give a recipe file, a run folder, or "
+            f"{_a_shipped_one(name, known)}"
         )
     raise ConfigError(
-        f"recipe {name!r}: no such file, and no shipped recipe of that name{nearest(name, known)}; "
-        f"shipped: {', '.join(known)}"
+        f"recipe {name!r}: no such file, and no shipped recipe of that name"
+        f"{nearest(name.removesuffix('.yaml'), known)}; {_a_shipped_one(name, known)}"
     )
+
+
+def _a_shipped_one(name: str, known: Iterable[str]) -> str:
+    """Words for what is shipped: of the data set that the name begins with, where there is such a folder."""
+    folder = name.partition("/")[0]
+    within = [recipe for recipe in known if recipe.startswith(f"{folder}/")]
+    plain = [recipe for recipe in known if "/" not in recipe]
+    return f"shipped: {', '.join(within or plain)}; `densekd list recipes` shows all"
 
 
 _MERGE = "tag:yaml.org,2002:merge"

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from densekd.config.compare import CompareSpec
+from densekd.config.published import PublishedResult
 from densekd.data.specs import DataSpec
+from densekd.inference.specs import EvaluationSpec
 from densekd.models.specs import ModelSpec
 from densekd.spec import Spec
 from densekd.tasks.specs import SegmentationSpec
@@ -59,6 +61,12 @@ class Recipe(Spec):
     teacher: TeacherSpec | None = Field(default=None, description="the frozen teacher; only `distill` uses it")
     terms: tuple[TermSpec, ...] = Field(default=(), description="distillation terms; only `distill` uses them")
     train: TrainSpec = Field(description="how it is trained")
+    evaluation: EvaluationSpec = Field(
+        default_factory=EvaluationSpec, description="how class ids are found, for scores and predictions"
+    )
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec, description="where it computes")
     preflight: PreflightSpec = Field(default_factory=PreflightSpec, description="checks before a distillation")
     compare: CompareSpec = Field(default_factory=CompareSpec, description="what `compare` may compare beside the terms")
+    published: tuple[PublishedResult, ...] = Field(
+        default=(), description="what others published for this setting, the row of the recipe's own terms first"
+    )
