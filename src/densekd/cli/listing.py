@@ -1,33 +1,35 @@
-"""`list`: what there is — models, methods, recipes, runs, the schema of a recipe."""
+"""`list`: what there is — models, methods, recipes, published results, runs, the schema of a recipe."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densekd.cli.guard import complain, guarded
+from densekd.cli.recipe_rows import published_rows, recipe_rows
 from densekd.cli.show import table
 from densekd.cli.training import Json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_THINGS = ("models", "methods", "recipes", "runs", "schema")
+_THINGS = ("models", "methods", "recipes", "published", "runs", "schema")
 _SCHEMAS = ("recipe", "record", "study", "bench")
 
 
 @guarded
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, methods, recipes, runs or schema")],
+    what: Annotated[str, typer.Argument(help="models, methods, recipes, published, runs or schema")],
     folder: Annotated[Path, typer.Option("--folder", help="runs: where to look.")] = Path("runs"),
     of: Annotated[str, typer.Option("--of", help="schema: recipe, record, study or bench.")] = "recipe",
     as_json: Json = False,
 ) -> None:
-    """List models, methods, recipes or runs, or print the JSON schema of a recipe or a record."""
+    """List models, methods, recipes, published results or runs, or print the JSON schema of a recipe or a record."""
     from densekd.errors import ArgumentError, nearest
 
     if what not in _THINGS:
@@ -37,7 +39,14 @@ def list_things(
             raise ArgumentError(f"--of {of!r}: unknown{nearest(of, _SCHEMAS)}; one of {', '.join(_SCHEMAS)}")
         typer.echo(json.dumps(_schema(of), indent=2))
         return
-    rows = {"models": _models, "methods": _methods, "recipes": _recipes}.get(what, lambda: _runs(folder))()
+    made: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "models": _models,
+        "methods": _methods,
+        "recipes": lambda: recipe_rows(as_json=as_json),
+        "published": lambda: published_rows(as_json=as_json),
+        "runs": lambda: _runs(folder),
+    }
+    rows = made[what]()
     table(rows, as_json=as_json)
 
 
@@ -68,12 +77,6 @@ def _methods() -> list[dict[str, Any]]:
         needs = ", ".join(sorted(loss.needs)) or "-"
         found.append({"method": name, "class": loss.__name__, "needs": needs, "what": first})
     return [*found, {"method": "none", "class": "-", "needs": "labels", "what": "The student alone: `densekd train`."}]
-
-
-def _recipes() -> list[dict[str, Any]]:
-    from densekd.config import shipped_recipes
-
-    return [{"recipe": name, "what": what} for name, what in shipped_recipes().items()]
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
