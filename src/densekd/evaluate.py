@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.data import Subset
 
 from densekd.data.views import eval_collate
+from densekd.errors import ArgumentError
 from densekd.failures import told
+from densekd.inference import WHOLE, EvaluationSpec, Predictor
 from densekd.metrics import ConfusionMeter
-from densekd.models.sizes import output_at_any_size
 from densekd.records import Scores
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.training.loading import loaded
@@ -57,6 +58,19 @@ def spread(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
+def share_of(total: int, rank: int, world: int) -> range:
+    """The indices of `range(total)` that process `rank` of `world` takes: each index exactly one process's.
+
+    `rank, rank + world, ...`: shares differ by one at most, and nothing is repeated to make them even.
+
+    Raises:
+        ArgumentError: no such rank.
+    """
+    if not 0 <= rank < world:
+        raise ArgumentError(f"expected a rank from 0 to {world - 1} of {world} processes, got {rank}")
+    return range(rank, total, world)
+
+
 def confusion(
     network: nn.Module,
     view: View,
@@ -69,6 +83,9 @@ def confusion(
     channels_last: bool = False,
     watch: Callable[[int, int], None] | None = None,
     prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    evaluation: EvaluationSpec = WHOLE,
+    shard: tuple[int, int] = (0, 1),
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> ConfusionMeter:
     """The confusion matrix of `network` over all of `view`.
 
@@ -77,31 +94,46 @@ def confusion(
 
     Args:
         view: the images and labels.
-        batch_size: images loaded at a time, and the most in one forward pass.
-        watch: called with (images done, images in all) before every batch.
-        prepare: applied to a batch of images first (the teacher's own normalisation and size, for instance).
+        batch_size: images loaded at a time, and the most images or windows in one forward pass.
+        watch: called with (images done, images in all) before every batch; of this process's share.
+        prepare: applied to what goes into a forward pass first (the teacher's own normalisation and size, for
+            instance).
+        evaluation: whole images or windows, scales, mirroring.
+        shard: (rank, world): only that share of the images is looked at (`share_of`).
+        total: sums an int64 tensor over all processes, on `device`; called once, at the end, with a share of no
+            images too. Without it the matrix is that of the share.
+
+    Raises:
+        ArgumentError: a rank that is none.
     """
     meter = ConfusionMeter(task.num_classes, task.ignore_index)
-    total, done = len(view), 0
-    loader = loaded(view, workers=workers, collate=eval_collate, batch_size=batch_size)
+    own = share_of(len(view), *shard)
+    count, done = len(own), 0
+    part = view if shard[1] == 1 else Subset(view, own)  # type: ignore[arg-type]
+    predictor = Predictor(network, task, evaluation, most=batch_size, channels_last=channels_last, prepare=prepare)
+    loader = loaded(part, workers=workers, collate=eval_collate, batch_size=batch_size)
     with closing(loader) as batches, evaluation_mode(network), torch.no_grad(), told():
         for batch in chain.from_iterable(batches):
             if watch is not None:
-                watch(done, total)
-            image = batch["image"].to(device)
-            if channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
-            if prepare is not None:
-                image = prepare(image)
+                watch(done, count)
+            labels = batch["labels"]
+            sizes = [(label.shape[-2], label.shape[-1]) for label in labels]
             with autocast(device, precision):
-                output = output_at_any_size(network, image)
-            for row, label in enumerate(batch["labels"]):
-                prediction = task.predict(output[row : row + 1], (label.shape[-2], label.shape[-1]))
-                meter.update(prediction[0].cpu(), label)
-            done += len(batch["labels"])
+                for ids, label in zip(predictor.ids(batch["image"].to(device), sizes), labels, strict=True):
+                    meter.update(ids.cpu(), label)
+            done += len(labels)
     if watch is not None:
-        watch(done, total)
+        watch(done, count)
+    if total is not None:
+        _add_up(meter, total, device)
     return meter
+
+
+def _add_up(meter: ConfusionMeter, total: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
+    """Put the sums over all processes in the place of one process's counts."""
+    own = torch.cat([meter.matrix.flatten(), torch.tensor([meter.images])])
+    counted = total(own.to(device)).cpu()
+    meter.matrix, meter.images = counted[:-1].view_as(meter.matrix), int(counted[-1])
 
 
 def evaluate(

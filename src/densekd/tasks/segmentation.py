@@ -109,6 +109,21 @@ class SegmentationTask:
         logits = self._resized(self._logits(output, "output"), size)
         return (logits[:, 0] > 0).long() if self.binary else logits.argmax(1)
 
+    def probabilities(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """Class probabilities `(N, K, h, w)` at `size` = (height, width); binary `(N, 1, h, w)`, of class 1.
+
+        Softmax (binary: sigmoid) of the logits, which are brought to that size bilinearly first.
+
+        Raises:
+            ModelError: the output has another number of channels.
+        """
+        logits = self._resized(self._logits(output, "output"), size)
+        return logits.sigmoid() if self.binary else logits.softmax(1)
+
+    def most_probable(self, probabilities: Tensor) -> Tensor:
+        """Class ids `(N, h, w)`, int64: the largest probability wins (binary: class 1 above 0.5)."""
+        return (probabilities[:, 0] > 0.5).long() if self.binary else probabilities.argmax(1)
+
     def _logits(self, output: Any, what: str) -> Tensor:
         logits = main_output(output)
         if logits.ndim != 4 or logits.shape[1] != self.num_outputs:
