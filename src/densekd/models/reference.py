@@ -6,6 +6,7 @@ import re
 from typing import Literal, NamedTuple
 
 from densekd.errors import ModelError, nearest
+from densekd.models.names import short_names
 
 Library = Literal["smp", "torchvision", "transformers", "timm", "file"]
 
@@ -13,8 +14,8 @@ LIBRARIES: tuple[Library, ...] = ("smp", "torchvision", "transformers", "timm")
 
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _FORMS = (
-    "smp:PSPNet, torchvision:deeplabv3_resnet50, transformers:SegformerForSemanticSegmentation, timm:NAME, "
-    "or path/to/file.py:function"
+    "a short name such as pspnet-resnet18, smp:PSPNet, torchvision:deeplabv3_resnet50, "
+    "transformers:SegformerForSemanticSegmentation, timm:NAME, or path/to/file.py:function"
 )
 
 
@@ -42,9 +43,15 @@ def parse_reference(text: str) -> Reference:
     if text.strip().endswith(".py"):
         hint = f"; name the function that builds the network: {text.strip()}:build"
     elif not colon:
-        hint = f"; name its library: for instance smp:{text.strip()}" if text.strip() else ""
+        hint = _without_library(text.strip())
     elif library.endswith(".py"):
         hint = f"; {name!r} cannot be the name of a function"
     else:
         hint = nearest(library, LIBRARIES)
     raise ModelError(f"model {text!r} is not a known reference{hint} (forms: {_FORMS})")
+
+
+def _without_library(name: str) -> str:
+    """What a text without a library may mean: a short name with a slip of the pen, or a network of smp."""
+    alike = nearest(name.lower(), short_names())
+    return alike if "-" in name or not name else f"; name its library: for instance smp:{name}{alike}"

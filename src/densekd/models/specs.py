@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, field_validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from densekd.models.names import expanded
 from densekd.models.reference import parse_reference
 from densekd.spec import Spec
 
@@ -57,11 +58,15 @@ class CheckpointSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """A network by reference. Weights start at random unless `options` or a checkpoint ask for others."""
+    """A network by reference. Weights start at random unless `options` or a checkpoint ask for others.
+
+    A short name is replaced by the reference and the options that it stands for.
+    """
 
     model: str = Field(
-        description="smp:PSPNet, torchvision:deeplabv3_resnet50, transformers:SegformerForSemanticSegmentation, "
-        "transformers:OWNER/NAME, timm:NAME (features alone), or path/to/file.py:function"
+        description="a short name of `densekd list models` (pspnet-resnet18), smp:PSPNet, "
+        "torchvision:deeplabv3_resnet50, transformers:SegformerForSemanticSegmentation, transformers:OWNER/NAME, "
+        "timm:NAME (features alone), or path/to/file.py:function"
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -71,6 +76,15 @@ class ModelSpec(Spec):
     encoder_checkpoint: CheckpointSpec | None = Field(
         default=None, description="weights of the encoder (backbone) alone, loaded strictly"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_name(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+            return value
+        given = value.get("options", {})
+        model, options = expanded(value["model"], given if isinstance(given, dict) else {})
+        return {**value, "model": model, "options": options if isinstance(given, dict) else given}
 
     @field_validator("model")
     @classmethod
