@@ -31,6 +31,14 @@ class TestLearningRate:
         spec = ScheduleSpec(name="poly", power=power)
         assert [0.3 * learning_rate_factor(spec, step, steps) for step in range(steps)] == pytest.approx(expected)
 
+    def test_poly_with_a_floor_is_mmsegs_least_learning_rate(self):
+        spec = ScheduleSpec(power=0.9, floor=0.01)
+        for step in (0, 1, 39_999, 79_999, 80_000):
+            expected = (0.01 - 1e-4) * (1 - step / 80_000) ** 0.9 + 1e-4
+            assert 0.01 * learning_rate_factor(spec, step, 80_000) == pytest.approx(expected, rel=1e-12)
+        with pytest.raises(ValueError, match=r"floor belongs to poly, and here the schedule is onecycle"):
+            ScheduleSpec(name="onecycle", floor=0.01)
+
     @pytest.mark.parametrize(("steps", "start"), [(10, 0.3), (100, 0.1), (37, 0.75)])
     def test_onecycle_is_torchs(self, steps, start):
         optimizer = sgd(0.3)

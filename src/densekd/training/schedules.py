@@ -14,7 +14,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 def learning_rate_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
     """Factor of the peak learning rate at `step` of `steps` (steps count from 0).
 
-    * poly: `(1 - step/steps)**power`, after a linear warm-up if asked;
+    * poly: `floor + (1 - floor) * (1 - step/steps)**power`, after a linear warm-up if asked;
     * onecycle: cosine from `1/div_factor` up to 1 over `pct_start` of the steps, then cosine down to
       `1/(div_factor*final_div_factor)` (Smith and Topin, arXiv 1708.07120, in the two-phase cosine form);
     * constant: 1, after the warm-up.
@@ -25,7 +25,7 @@ def learning_rate_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
             return _cosine(1 / spec.div_factor, 1.0, step / top)
         low = 1 / (spec.div_factor * spec.final_div_factor)
         return _cosine(1.0, low, min(1.0, (step - top) / max(1.0, steps - 1 - top)))
-    factor = (1 - step / steps) ** spec.power if spec.name == "poly" else 1.0
+    factor = spec.floor + (1 - spec.floor) * (1 - step / steps) ** spec.power if spec.name == "poly" else 1.0
     if step < spec.warmup_steps:
         factor *= spec.warmup_factor + (1 - spec.warmup_factor) * step / spec.warmup_steps
     return factor

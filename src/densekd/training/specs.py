@@ -34,6 +34,9 @@ class ScheduleSpec(Spec):
 
     name: Literal["poly", "onecycle", "constant"] = Field(default="poly", description="shape of the schedule")
     power: PositiveFloat = Field(default=0.9, description="poly: factor = (1 - step/steps)**power")
+    floor: Share = Field(
+        default=0.0, description="poly: the factor it falls to: floor + (1 - floor) * (1 - step/steps)**power"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="poly, constant: linear warm-up from `warmup_factor`")
     warmup_factor: float = Field(default=0.1, gt=0, le=1, description="factor of the first warm-up step")
     pct_start: float = Field(default=0.3, gt=0, lt=1, description="onecycle: share of the steps spent rising")
@@ -44,6 +47,8 @@ class ScheduleSpec(Spec):
     def _one_rise(self) -> ScheduleSpec:
         if self.name == "onecycle" and self.warmup_steps:
             raise ValueError("warmup_steps belongs to poly and constant; onecycle rises over `pct_start` of the steps")
+        if self.name != "poly" and self.floor:
+            raise ValueError(f"floor belongs to poly, and here the schedule is {self.name}")
         return self
 
 
