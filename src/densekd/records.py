@@ -75,6 +75,7 @@ class RunRecord(_Record):
     seed: int
     split: str
     selection: str = Field(default="", description="which evaluation chose the best student")
+    evaluation: str = Field(default="", description="how scores were taken: whole image or windows, scales, mirroring")
     steps: int
     epochs: float
     final: Scores | None = None

@@ -174,6 +174,7 @@ class Execution:
                 workers=self.recipe.runtime.workers,
                 precision=self.recipe.runtime.precision,
                 channels_last=self.recipe.runtime.channels_last,
+                evaluation=self.recipe.evaluation,
                 watch=watch,
             )
 
@@ -220,6 +221,7 @@ class Execution:
             method=method_of(self.kind, recipe),
             seed=recipe.seed,
             split="val",
+            evaluation=recipe.evaluation.in_words(),
             selection="best: highest mIoU among the evaluations on val; final: the last step",
             steps=self.steps,
             epochs=epochs_of(recipe, len(self.parts.data.train), self.steps),

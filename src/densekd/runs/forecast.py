@@ -182,6 +182,7 @@ def _evaluation_seconds_per_image(parts: Parts) -> float:
                 batch_size=recipe.train.evaluate_batch_size,
                 precision=recipe.runtime.precision,
                 channels_last=recipe.runtime.channels_last,
+                evaluation=recipe.evaluation,
             )
 
     run(some_of(view, 1))  # what a first call pays once: imports, kernels chosen

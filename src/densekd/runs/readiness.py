@@ -219,6 +219,7 @@ def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callabl
             batch_size=recipe.train.evaluate_batch_size,
             precision=recipe.runtime.precision,
             channels_last=recipe.runtime.channels_last,
+            evaluation=recipe.evaluation,
             watch=watch,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from densekd.errors import ModelError, NonFiniteError, TapError
 from densekd.evaluate import autocast, evaluation_mode
-from densekd.models.sizes import output_at_any_size
+from densekd.inference import Predictor
 from densekd.runs.assemble import Parts
 from densekd.runs.attempt import attempt
 from densekd.runs.forecast import gradients_kept
@@ -71,12 +71,15 @@ def _evaluate(parts: Parts) -> None:
     precision = autocast(parts.device, parts.recipe.runtime.precision)
     expected = f"{_expected(parts)}. Validation images keep their stored size unless data.augment.size is set"
 
-    def predict(images: Tensor) -> Tensor:
+    batch_size = parts.recipe.train.evaluate_batch_size
+    predictor = Predictor(parts.student, parts.task, parts.recipe.evaluation, most=batch_size)
+
+    def predict(images: Tensor) -> list[Tensor]:
         with evaluation_mode(parts.student), torch.no_grad(), precision:
-            return parts.task.predict(output_at_any_size(parts.student, images), size)
+            return list(predictor.ids(images, [size] * len(images)))
 
     # One image as the last of a split may be, two because a network may deal with one alone otherwise.
-    for count in range(1, min(2, parts.recipe.train.evaluate_batch_size, len(parts.data.val)) + 1):
+    for count in range(1, min(2, batch_size, len(parts.data.val)) + 1):
         images = torch.stack([entry["image"]] * count).to(parts.device).contiguous(memory_format=parts.layout)
         what = f"an image {tuple(images.shape)}" if count == 1 else f"images {tuple(images.shape)}"
         attempt(partial(predict, images), _name(parts), f"in evaluation mode on {what}", expected)

@@ -13,7 +13,7 @@ from densekd.records import Scores
 from densekd.runs.assemble import assemble
 from densekd.runs.folder import Run
 
-_READ = ("data", "runtime", "train.evaluate_batch_size")
+_READ = ("data", "evaluation", "runtime", "train.evaluate_batch_size")
 _TRAINING_ONLY = (
     "data.augment.scale",
     "data.augment.crop",
@@ -30,7 +30,7 @@ def _refuse_unread(overrides: Mapping[str, Any]) -> None:
             continue
         raise ConfigError(
             f"override {key}: an evaluation does not read it; it scores the run's own student and task. What can be "
-            "changed: data.* (of data.augment: size, mean, std), runtime.*, train.evaluate_batch_size"
+            "changed: data.* (of data.augment: size, mean, std), evaluation.*, runtime.*, train.evaluate_batch_size"
         )
 
 
@@ -116,5 +116,6 @@ def score_run(
         workers=runtime.workers,
         precision=runtime.precision,
         channels_last=runtime.channels_last,
+        evaluation=recipe.evaluation,
         watch=None if watch is None else lambda done, total: watch("evaluating", done, total),
     )

@@ -56,8 +56,8 @@ def _key(recipe: Recipe, sha256: str) -> str:
     """Everything the scores depend on."""
     assert recipe.teacher is not None
     own = recipe.teacher.model_dump(mode="json", include={"mean", "std", "size"})
-    parts = [sha256, own, recipe.data.model_dump(mode="json"), recipe.task.model_dump(mode="json")]
-    return files.sha256(json.dumps([*parts, recipe.runtime.precision], sort_keys=True).encode())
+    parts = [part.model_dump(mode="json") for part in (recipe.data, recipe.task, recipe.evaluation)]
+    return files.sha256(json.dumps([sha256, own, *parts, recipe.runtime.precision], sort_keys=True).encode())
 
 
 def _known(path: Path, key: str) -> StudyTeacher | None:
@@ -93,6 +93,7 @@ def _scores(opened: Opened, watch: Quiet) -> dict[str, Scores]:
             workers=runtime.workers,
             precision=runtime.precision,
             channels_last=runtime.channels_last,
+            evaluation=parts.recipe.evaluation,
             watch=watch.evaluating,
             prepare=prepare,
         )

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from densekd.errors import DataError
 from densekd.evaluate import confusion, spread
+from densekd.inference import WHOLE, EvaluationSpec
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher_exam.conventions import Convention, Triple, conventions
 from densekd.teacher_exam.reading import Reading, read
@@ -75,6 +76,7 @@ def examine_teacher(
     batch_size: int = 8,
     precision: str = "float32",
     channels_last: bool = False,
+    evaluation: EvaluationSpec = WHOLE,
     watch: Callable[[int, int], None] | None = None,
 ) -> Exam:
     """Score a teacher on every item of `view` and say what is wrong with it.
@@ -105,7 +107,7 @@ def examine_teacher(
         mean, std: the normalisation of what the teacher receives now, that is after `prepare`, on values in [0, 1].
         prepare: from the view's images to the teacher's (its own normalisation and size).
         student: a network that is trained already; it receives the view's images as they are.
-        batch_size, precision, channels_last: as in `densekd.evaluate.confusion`.
+        batch_size, precision, channels_last, evaluation: as in `densekd.evaluate.confusion`.
         watch: called with (images seen, images in all) while the first score is taken.
 
     Raises:
@@ -115,7 +117,7 @@ def examine_teacher(
     items = [view[place] for place in range(len(view))]  # type: ignore[arg-type]
     if not items:
         raise DataError("teacher exam: expected validation images, got none")
-    examiner = _Examiner(teacher, items, task, device, batch_size, precision, channels_last, prepare)
+    examiner = _Examiner(teacher, items, task, device, batch_size, precision, channels_last, evaluation, prepare)
     matrix = examiner.matrix(watch=watch)
     if not matrix.sum():
         raise DataError(f"teacher exam: the {len(items)} validation images hold no labelled pixel")
@@ -130,7 +132,7 @@ def examine_teacher(
     if not exam.problems:
         _name_unloaded(exam, reading, class_names)
     if student is not None:
-        alone = _Examiner(student, items, task, device, batch_size, precision, channels_last, None)
+        alone = _Examiner(student, items, task, device, batch_size, precision, channels_last, evaluation, None)
         exam.student_miou = read(alone.matrix()).miou
         if not exam.problems and exam.miou < exam.student_miou + _LEAST_LEAD:
             exam.problems.append(_no_better(exam.miou, exam.student_miou, len(items)))
@@ -147,6 +149,7 @@ class _Examiner:
     batch_size: int
     precision: str
     channels_last: bool
+    evaluation: EvaluationSpec
     prepare: Prepare | None
 
     def matrix(
@@ -171,6 +174,7 @@ class _Examiner:
             batch_size=self.batch_size,
             precision=self.precision,
             channels_last=self.channels_last,
+            evaluation=self.evaluation,
             watch=watch,
             prepare=prepare,
         )
