@@ -178,6 +178,28 @@ def test_settings_of_a_recipe_can_be_marked(tool: Any, repository: Path) -> None
     assert check(tool, repository, f"For {mark('recipe:demo train.epochs', '25')} epochs.") == 1
 
 
+def test_a_table_of_published_results_is_made_from_recipes(
+    tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = repository / "src" / "densekd" / "recipes" / "city"
+    recipes.mkdir(parents=True)
+    (recipes / "a.yaml").write_text(
+        "published:\n  - {method: cwd, miou: 75.50, alone: 70.0, source: Table 2, note: three runs}\n"
+    )
+    (recipes / "b.yaml").write_text("name: nothing published\n")
+    text = "<!-- table: published recipes:city -->\n<!-- /table -->\n"
+    assert check(tool, repository, text) == 1
+    assert check(tool, repository, text, "--write") == 0
+    written = (repository / "README.md").read_text()
+    row = re.sub(r"<!--.*?-->", "", written.splitlines()[3])
+    assert row == "| `city/a` | `cwd` | 70.00 | 75.50 |  | val | Table 2 | three runs |"
+    assert len(written.splitlines()) == 5
+    assert check(tool, repository, written.replace("75.50", "75.51")) == 1
+    capsys.readouterr()
+    assert check(tool, repository, text.replace("city", "town")) == 1
+    assert "there are no recipes in" in capsys.readouterr().err
+
+
 def test_an_invalid_record_fails(tool: Any, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = study()
     del broken["methods"][0]["final"]["sd"]

@@ -50,6 +50,8 @@ class Records:
     def _load(self, name: str) -> Any:
         if name.startswith("recipe:"):
             return self._recipe(name.removeprefix("recipe:"))
+        if name.startswith("recipes:"):
+            return self._recipes_of(name.removeprefix("recipes:"))
         path = self.folder / name
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -68,10 +70,20 @@ class Records:
         return raw
 
     def _recipe(self, name: str) -> Any:
-        path = self.folder.parent.parent / "src" / "densekd" / "recipes" / f"{name}.yaml"
+        path = self._shipped / f"{name}.yaml"
         if not path.is_file():
             raise MarkError(f"there is no recipe {path}")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def _recipes_of(self, folder: str) -> dict[str, Any]:
+        found = {f"{folder}/{path.stem}": path for path in sorted((self._shipped / folder).glob("*.yaml"))}
+        if not found:
+            raise MarkError(f"there are no recipes in {self._shipped / folder}")
+        return {name: self(f"recipe:{name}") for name in found}
+
+    @property
+    def _shipped(self) -> Path:
+        return self.folder.parent.parent / "src" / "densekd" / "recipes"
 
 
 def find(record: Any, path: str) -> Any:

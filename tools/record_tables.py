@@ -2,7 +2,7 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`).
+`methods` (`densekd bench methods`), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published).
 """
 
 from __future__ import annotations
@@ -169,6 +169,21 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
     return _rows([*header, "parameters", "grows as"], rows)
 
 
+def published(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per published result: recipe, method, mIoU of the student alone, after it, and of the teacher; source."""
+    rows = []
+    for recipe, raw in record.items():
+        for place, result in enumerate(raw.get("published", ())):
+            cells = {
+                key: _mark(f"recipe:{recipe}", f"published[{place}].{key}{' .2f' if isinstance(value, float) else ''}")
+                for key, value in result.items()
+            }
+            cells |= {"method": f"`{result['method']}`", "split": cells.get("split", "val")}
+            shown = ("method", "alone", "miou", "teacher", "split", "source", "note")
+            rows.append([f"`{recipe}`", *(cells.get(key, "") for key in shown)])
+    return _rows(["recipe", "method", "alone", "mIoU", "teacher", "split", "published by", "to know"], rows)
+
+
 KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "study": study,
     "gains": gains,
@@ -176,4 +191,5 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "classes": classes,
     "loss": loss,
     "methods": methods,
+    "published": published,
 }

@@ -16,7 +16,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = {path.name for path in (ROOT / "src" / "densekd" / "recipes").glob("*.yaml")}
+_RECIPES = ROOT / "src" / "densekd" / "recipes"
+RECIPES = {path.relative_to(_RECIPES).as_posix() for path in _RECIPES.rglob("*.yaml")}
 
 TINY = [
     "demo-teacher",

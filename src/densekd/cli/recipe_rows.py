@@ -59,9 +59,18 @@ def _networks(recipe: Recipe) -> str:
 
 
 def network(spec: ModelSpec) -> str:
-    """A network in a word or two: its reference without the library, and the encoder where an option names one."""
+    """A network in a word or two: its short name, or its reference without the library and with its encoder."""
+    from densekd.models.names import short_names
     from densekd.models.reference import parse_reference
 
+    options = spec.options.items()
+    fitting = [
+        (len(named.options), short)
+        for short, named in short_names().items()
+        if named.model == spec.model and named.options.items() <= options
+    ]
+    if fitting:
+        return max(fitting)[1]
     encoder = spec.options.get("encoder_name")
     return f"{parse_reference(spec.model).name}{f' on {encoder}' if encoder else ''}"
 
