@@ -547,11 +547,14 @@ class TestGet:
     def test_by_hand(self, host: Host, told: Told, tmp_path: Path) -> None:
         source = replace(
             tiny(host, make_zip(tmp_path / "made.zip", *FILES), urls=()),
-            by_hand="log in for {missing} and go to {root}",
+            by_hand=("log in for {missing}", "go to {root}"),
         )
         root = tmp_path / "root"
-        with pytest.raises(DataError, match=rf"needs an account.*By hand: log in for set\.zip and go to {root};"):
+        with pytest.raises(DataError, match="no download without an account") as caught:
             self.bring(source, root, told)
+        assert f"By hand:\n  1. log in for set.zip\n  2. go to {root}\n  3. give this command again" in str(
+            caught.value
+        )
         root.mkdir()
         (root / "set.zip").write_bytes(host.content)
         self.bring(source, root, told)

@@ -7,9 +7,13 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, compare, demo, listing, looking, training, tune
+from densekd.cli import bench, compare, data, demo, listing, looking, training, tune
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
+from densekd.errors import RunError
+from densekd.launch import is_first, require_one_process
+
+_IN_SEVERAL = ("train", "distill", "list")
 
 app = typer.Typer(
     name="densekd",
@@ -47,13 +51,20 @@ app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.command("list")(listing.list_things)
 
 
 def call(arguments: list[str]) -> int:
     """Run the command and give its exit code; a mistake on the line itself becomes one line too."""
     try:
+        if next((word for word in arguments if not word.startswith("-")), "list") not in _IN_SEVERAL:
+            require_one_process()
         return app(args=arguments, prog_name="densekd", standalone_mode=False) or 0
+    except RunError as error:
+        if is_first():
+            complain(f"error: {error}")
+        return 2
     except Exception as error:
         if STOPPING.asked is not None:
             return STOPPING.end()
@@ -65,6 +76,6 @@ def call(arguments: list[str]) -> int:
         path = context.command_path if context is not None else "densekd"
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message())
-        else:
+        elif is_first():
             complain(f"error: {' '.join(message().split())} (see: {path} --help)")
         return int(getattr(error, "exit_code", 2))

@@ -43,14 +43,26 @@ class Facts:
     pixels: Tensor
 
 
+class ProblemsError(DataError):
+    """Several files cannot be used; the message lists up to ten of them.
+
+    Attributes:
+        problems: a line for each, all of them.
+        heading: how many there are, in how many files.
+    """
+
+    def __init__(self, problems: Sequence[str], files: int, what: str) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        self.heading = f"{count} in {files} {what}"
+        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        super().__init__(f"{self.heading}:{''.join(f'{chr(10)}  {problem}' for problem in problems[:_LISTED])}{more}")
+
+
 def complain(problems: Sequence[str], files: int, what: str = "image-mask pairs") -> None:
     """Raise one error for all problems, listing up to ten; nothing happens without problems."""
-    if not problems:
-        return
-    listed = "".join(f"\n  {problem}" for problem in problems[:_LISTED])
-    more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError(f"{count} in {files} {what}:{listed}{more}")
+    if problems:
+        raise ProblemsError(problems, files, what)
 
 
 def check_pair(pair: Pair, reader: MaskReader) -> Facts:
@@ -89,10 +101,10 @@ def check_images(images: Sequence[Path], progress: Progress | None = None) -> li
     return _check_all(images, check_image, "images without masks", progress)
 
 
-def _check_all(
-    things: Sequence[Thing], look: Callable[[Thing], Found], what: str, progress: Progress | None
-) -> list[Found]:
-    """What `look` finds in each thing, in their order; one error for all in which it finds a DataError."""
+def look_at_all(
+    things: Sequence[Thing], look: Callable[[Thing], Found], progress: Progress | None
+) -> list[Found | DataError]:
+    """What `look` finds in each thing, or the DataError it raises, several at a time; in their order."""
 
     def attempt(thing: Thing) -> Found | DataError:
         try:
@@ -100,19 +112,23 @@ def _check_all(
         except DataError as error:
             return error
 
-    good: list[Found] = []
-    problems: list[str] = []
+    found: list[Found | DataError] = []
     # Pillow and numpy release the interpreter's lock while they decode and count.
     pool = ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1)))
     try:
-        for done, found in enumerate(pool.map(attempt, things), 1):
-            if isinstance(found, DataError):
-                problems.append(str(found))
-            else:
-                good.append(found)
+        for done, one in enumerate(pool.map(attempt, things), 1):
+            found.append(one)
             if progress is not None:
                 progress(done, len(things))
     finally:
         pool.shutdown(cancel_futures=True)
-    complain(problems, len(things), what)
-    return good
+    return found
+
+
+def _check_all(
+    things: Sequence[Thing], look: Callable[[Thing], Found], what: str, progress: Progress | None
+) -> list[Found]:
+    """What `look` finds in each thing, in their order; one error for all in which it finds a DataError."""
+    found = look_at_all(things, look, progress)
+    complain([str(one) for one in found if isinstance(one, DataError)], len(things), what)
+    return [one for one in found if not isinstance(one, DataError)]

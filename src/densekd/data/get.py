@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +75,8 @@ def get(source: Source, root: Path, *, keep_archives: bool, moved: Moved, said: 
     steps = plan(source, root)
     missing = [step.archive.name for step in steps if step.state in ("begun", "to download")]
     if missing and source.by_hand:
-        how = source.by_hand.format(missing=" ".join(missing), root=root)
-        raise DataError(
-            f"{source.title} needs an account of your own and cannot be downloaded from here ({source.terms}). By "
-            f"hand: {how}; then give this command again, which checks and unpacks them"
-        )
+        steps_left = steps_by_hand(source, root, missing)
+        raise DataError(f"{source.title}: no download without an account ({source.terms}). By hand:{steps_left}")
     require_room(root, _needed(steps, root, keep_archives), "to download and unpack it")
     placed = []
     for step in steps:
@@ -89,6 +87,14 @@ def get(source: Source, root: Path, *, keep_archives: bool, moved: Moved, said: 
                 _remove(step, root, said)
         placed.append(Placed(step.archive, step.state, digest))
     return placed
+
+
+def steps_by_hand(source: Source, root: Path, missing: Sequence[str]) -> str:
+    """A line for each thing that only the user can do, and what comes after."""
+    root_shown, names = shlex.quote(str(root)), " ".join(missing)
+    steps = [step.format(missing=names, root=root_shown) for step in source.by_hand]
+    steps.append("give this command again: it checks what is there and unpacks it")
+    return "".join(f"\n  {number}. {step}" for number, step in enumerate(steps, 1))
 
 
 def _needed(steps: Sequence[Step], root: Path, keep_archives: bool) -> int:

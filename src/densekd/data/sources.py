@@ -6,7 +6,7 @@ did, an archive is judged by its own checks (CRC, its end) and by the number of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from densekd.errors import ArgumentError, nearest
 
@@ -49,7 +49,7 @@ class Source:
 
     Attributes:
         root: folder below the download's root that a recipe names as `data.root`.
-        by_hand: how to get the archives where only a login gives them; empty where they can be downloaded.
+        by_hand: steps that get the archives where only a login gives them; none where they can be downloaded.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Source:
     terms: str
     archives: tuple[Archive, ...]
     root: str = "."
-    by_hand: str = field(default="")
+    by_hand: tuple[str, ...] = ()
 
 
 _VOC = Archive(
@@ -160,6 +160,7 @@ SOURCES: dict[str, Source] = {
         home="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and http://home.bharathh.info/pubs/codes/SBD/download.html",
         terms="the images are from flickr and under flickr's terms of use",
         archives=(_VOC, _SBD),
+        root="VOCdevkit/VOC2012",
     ),
     "ade20k": Source(
         title="ADE20K, the scene parsing benchmark of 150 classes",
@@ -194,9 +195,9 @@ SOURCES: dict[str, Source] = {
             _cityscapes("gtFine_trainvaltest", 253_000_000, "gtFine", "_gtFine_labelIds.png"),
         ),
         by_hand=(
-            "register at https://www.cityscapes-dataset.com/register/ and download {missing} from "
-            "https://www.cityscapes-dataset.com/downloads/ into {root}, in a browser or with cityscapesscripts: "
-            "csDownload -d {root} {missing}"
+            "register at https://www.cityscapes-dataset.com/register/",
+            "download {missing} from https://www.cityscapes-dataset.com/downloads/ into {root}, in a browser or with "
+            "the tool of cityscapesscripts: csDownload -d {root} {missing}",
         ),
     ),
 }
