@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -10,12 +10,36 @@ from densekd.config.compare import CompareSpec
 from densekd.config.published import PublishedResult
 from densekd.data.specs import DataSpec
 from densekd.inference.specs import EvaluationSpec
+from densekd.models.auxiliary import AuxiliarySpec
+from densekd.models.names import auxiliary_tap
 from densekd.models.specs import ModelSpec
 from densekd.spec import Spec
 from densekd.tasks.specs import SegmentationSpec
 from densekd.training.specs import RuntimeSpec, TermSpec, TrainSpec
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+class StudentSpec(ModelSpec):
+    """The network that is trained, perhaps with an auxiliary head that is left behind after training."""
+
+    auxiliary: AuxiliarySpec | None = Field(
+        default=None,
+        description="an auxiliary head for training, where the network has none of its own; its loss is weighted by "
+        "task.auxiliary; {} where the model is a short name that knows its tap",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tap_of_the_name(cls, value: Any) -> Any:
+        """`auxiliary` without a tap: that of the network's short name, if it has one."""
+        if not isinstance(value, dict) or not isinstance(value.get("auxiliary"), dict):
+            return value
+        model, options, auxiliary = value.get("model"), value.get("options", {}), value["auxiliary"]
+        if "tap" in auxiliary or not isinstance(model, str) or not isinstance(options, dict):
+            return value
+        tap = auxiliary_tap(model, options)
+        return value if tap is None else {**value, "auxiliary": {"tap": tap, **auxiliary}}
 
 
 class TeacherSpec(ModelSpec):
@@ -57,7 +81,7 @@ class Recipe(Spec):
     seed: int = Field(default=0, ge=0, description="seed of initial weights, order, augmentation, dropout")
     task: SegmentationSpec = Field(default_factory=SegmentationSpec, description="the task and its loss")
     data: DataSpec = Field(description="images and labels")
-    student: ModelSpec = Field(description="the network that is trained")
+    student: StudentSpec = Field(description="the network that is trained")
     teacher: TeacherSpec | None = Field(default=None, description="the frozen teacher; only `distill` uses it")
     terms: tuple[TermSpec, ...] = Field(default=(), description="distillation terms; only `distill` uses them")
     train: TrainSpec = Field(description="how it is trained")
@@ -70,3 +94,12 @@ class Recipe(Spec):
     published: tuple[PublishedResult, ...] = Field(
         default=(), description="what others published for this setting, the row of the recipe's own terms first"
     )
+
+    @model_validator(mode="after")
+    def _auxiliary_head_learns(self) -> Recipe:
+        if self.student.auxiliary is not None and not self.task.auxiliary:
+            raise ValueError(
+                "student.auxiliary asks for an auxiliary head, but task.auxiliary, the weight of its loss, is 0: it "
+                "would learn nothing; set task.auxiliary, usually to 0.4"
+            )
+        return self

@@ -64,3 +64,12 @@ def expanded(model: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any
                 f"{options[option]!r}; remove the option, or write model: {named.model} with options of your own"
             )
     return named.model, {**deepcopy(named.options), **options}
+
+
+def auxiliary_tap(model: str, options: Mapping[str, Any]) -> str | None:
+    """The tap of an auxiliary head of a network of the table, by its short name or by what that stands for."""
+    reference, whole = expanded(model, options)
+    for named in _table().values():
+        if named.model == reference and all(whole.get(option) == own for option, own in named.options.items()):
+            return named.auxiliary
+    return None

@@ -20,6 +20,7 @@ from densekd.distiller import Distiller, Term
 from densekd.errors import ConfigError
 from densekd.evaluate import autocast
 from densekd.losses.catalog import METHODS, loss_options, make_loss
+from densekd.models.auxiliary import attach_auxiliary
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
 from densekd.runs.attempt import attempt
@@ -173,7 +174,23 @@ def assemble(
     if training:
         notices.extend(random_start(recipe))
         require_fit(recipe, student, "student", parts.stored_size)
+        notices.extend(_attach_head(parts))
     return parts
+
+
+def _attach_head(parts: Parts) -> list[str]:
+    """The auxiliary head that the recipe asks for; its initial weights depend on the seed alone."""
+    spec = parts.recipe.student.auxiliary
+    if spec is None:
+        return []
+    torch.manual_seed(keyed_seed(parts.recipe.seed, "auxiliary"))
+    head = attach_auxiliary(parts.student, spec, parts.task.num_outputs, parts.example(1))
+    parts.to_device(head)
+    count = sum(parameter.numel() for parameter in head.parameters())
+    return [
+        f"student: auxiliary head on {spec.tap!r} ({head[0].in_channels} -> {head[0].out_channels} channels, {count:,} "
+        "parameters): it is trained beside the student and no part of it"
+    ]
 
 
 def _has_weights(spec: TeacherSpec) -> bool:

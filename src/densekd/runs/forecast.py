@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from densekd.config import Recipe
 from densekd.distiller import Distiller
 from densekd.evaluate import autocast, confusion, some_of
+from densekd.models.auxiliary import auxiliary_of
 from densekd.runs.assemble import Parts
 from densekd.runs.memory import peak_bytes, reset_peak
 from densekd.taps import preserved
@@ -103,7 +104,7 @@ def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -
     """Seconds of a step, seconds of the teacher in it, peak memory in bytes."""
     objective = Distilled(distiller, parts.task)
     adversaries = objective.adversaries()
-    trained = nn.ModuleList([distiller, *_players(distiller)])
+    trained = nn.ModuleList([distiller, *_beside(distiller)])
     image = batch["image"].to(parts.device).contiguous(memory_format=parts.layout)
     label = batch["label"].to(parts.device)
     mask = padding_mask(batch["valid"])
@@ -129,6 +130,17 @@ def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -
         peak = peak_bytes(parts.device) or 0
         teacher = _median_seconds(teach, parts.device)
     return seconds, min(teacher, seconds), peak
+
+
+def _beside(distiller: Distiller) -> list[nn.Module]:
+    """What is trained beside student and adapters."""
+    return [*_players(distiller), *_heads(distiller)]
+
+
+def _heads(distiller: Distiller) -> list[nn.Module]:
+    """The student's auxiliary head, where it has one."""
+    head = auxiliary_of(distiller.student)
+    return [] if head is None else [head]
 
 
 def _players(distiller: Distiller) -> list[nn.Module]:
@@ -198,7 +210,8 @@ def _bytes(module: nn.Module) -> int:
 def _optimizer_bytes(distiller: Distiller, recipe: Recipe) -> int:
     spec = recipe.train.optimizer
     copies = 2 if spec.name == "adamw" else int(spec.momentum > 0)
-    trained = (parameter for parameter in distiller.parameters() if parameter.requires_grad)
+    modules = nn.ModuleList([distiller, *_heads(distiller)])
+    trained = (parameter for parameter in modules.parameters() if parameter.requires_grad)
     adversaries = (parameter for network in _players(distiller) for parameter in network.parameters())
     own, others = (sum(p.numel() * p.element_size() for p in group) for group in (trained, adversaries))
     return copies * own + 2 * others  # an adversary has an Adam
@@ -206,9 +219,9 @@ def _optimizer_bytes(distiller: Distiller, recipe: Recipe) -> int:
 
 def _disk_bytes(distiller: Distiller, recipe: Recipe, optimizer_bytes: int) -> int:
     student, adapters = _bytes(distiller.student), _bytes(distiller.adapters)
-    adversaries = sum(_bytes(network) for network in _players(distiller))
+    beside = sum(_bytes(network) for network in _beside(distiller))
     average = student if recipe.train.ema_decay is not None else 0
-    return _CHECKPOINTS * (student + adapters + adversaries + optimizer_bytes + average) + 2 * student
+    return _CHECKPOINTS * (student + adapters + beside + optimizer_bytes + average) + 2 * student
 
 
 def _existing(folder: Path) -> Path:

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densekd.errors import ModelError, NonFiniteError, TapError
 from densekd.evaluate import autocast, evaluation_mode
 from densekd.inference import Predictor
+from densekd.models.auxiliary import auxiliary_of
 from densekd.runs.assemble import Parts
 from densekd.runs.attempt import attempt
 from densekd.runs.forecast import gradients_kept
@@ -30,7 +31,9 @@ def rehearse(parts: Parts) -> None:
         ModelError: the student fails, gives another shape than the task needs, or gets no gradient from the loss.
         NonFiniteError: the loss is not finite before any step is taken.
     """
-    with preserved(parts.student), gradients_kept(parts.student):
+    head = auxiliary_of(parts.student)
+    trained = nn.ModuleList([parts.student] if head is None else [parts.student, head])
+    with preserved(*trained), gradients_kept(trained):
         _train(parts)
         _evaluate(parts)
 

@@ -171,7 +171,7 @@ def _auxiliary(output: Any) -> Tensor:
         found = getattr(output, "auxiliary_logits", None)
     if found is None:
         raise ModelError(
-            "task.auxiliary: the network's output has no auxiliary map (aux or auxiliary_logits): build it with one "
-            "(torchvision: aux_loss=True), or set task.auxiliary=0"
+            "task.auxiliary: the network's output has no auxiliary map (aux or auxiliary_logits): give it a head with "
+            "student.auxiliary.tap=MODULE, build it with one (torchvision: aux_loss=True), or set task.auxiliary=0"
         )
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from densekd.distiller import Distiller
 from densekd.errors import ArgumentError
 from densekd.losses import Adversary
+from densekd.models.auxiliary import auxiliary_of
 from densekd.training.adversaries import column
 
 
@@ -32,7 +33,7 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
     def extra_state(self) -> nn.Module | None:
-        """What is trained besides the student (adapters, loss parameters), for checkpoints."""
+        """What is trained besides the student (adapters, loss parameters, auxiliary head), for checkpoints."""
         return None
 
     def set_weights(self, weights: dict[str, float]) -> None:
@@ -53,10 +54,14 @@ class Alone(Objective):
     def __init__(self, student: nn.Module, task: TaskLoss) -> None:
         super().__init__()
         self.student = student
+        self.auxiliary = auxiliary_of(student)
         self._task = task
 
     def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         return self._task.loss(self.student(image), label)
+
+    def extra_state(self) -> nn.Module | None:
+        return self.auxiliary
 
 
 class Distilled(Objective):
@@ -82,6 +87,7 @@ class Distilled(Objective):
                 "the term another name"
             )
         self.distiller = distiller
+        self.auxiliary = auxiliary_of(distiller.student)
         self._task = task
 
     @property
@@ -94,7 +100,9 @@ class Distilled(Objective):
         return task + out.loss, {**parts, **out.parts}
 
     def extra_state(self) -> nn.Module | None:
-        return self.distiller.adapters
+        if self.auxiliary is None:
+            return self.distiller.adapters
+        return nn.ModuleDict({"adapters": self.distiller.adapters, "auxiliary": self.auxiliary})
 
     def set_weights(self, weights: dict[str, float]) -> None:
         self.distiller.set_weights(weights)
