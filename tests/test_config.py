@@ -47,7 +47,11 @@ class TestMistakes:
             ("train.optimizer.lrr", "unknown key 'train.optimizer.lrr'; did you mean 'lr'"),
             ("terms.0.wieght", "unknown key 'terms.0.wieght'; did you mean 'weight'"),
             ("data.train_cout", "unknown key 'data.train_cout'; did you mean 'train_count'"),
-            ("data.root", "unknown key 'data.root': it belongs to data.name=folder, and here data.name is scenes"),
+            (
+                "data.root",
+                "unknown key 'data.root': it belongs to data.name=folder, cityscapes, voc, ade20k, camvid or "
+                "cocostuff, and here data.name is scenes",
+            ),
             ("data.augment.flipp", "unknown key 'data.augment.flipp'; did you mean 'flip'"),
             ("data.augment.jitter.hues", "unknown key 'data.augment.jitter.hues'; did you mean 'hue'"),
             ("teacher.checkpoint.strip", "unknown key 'teacher.checkpoint.strip'; did you mean 'strip_prefix'"),
@@ -78,7 +82,7 @@ class TestMistakes:
             ("terms.0.options.temperature", [4], r"terms\.0\.options\.temperature: .*got \[4\]"),
             ("train", 5, r"recipe: train: expected a mapping of keys to values, got 5"),
             ("teacher.checkpoint", 5, r"teacher\.checkpoint: expected a mapping"),
-            ("data.name", "camvid", r"data: .*'camvid'.*'folder', 'scenes'"),
+            ("data.name", "kitti", r"data: .*'kitti'.*'folder', 'cityscapes', .*'scenes'"),
             (
                 "data.augment.std",
                 [1, 0, 1],

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from densekd.config import load_recipe
+from densekd.data.find import palette_of
 from densekd.errors import ArgumentError, DataError, RunError
-from densekd.predict import palette_of, predict
+from densekd.predict import predict
 from densekd.runs import Run, train
 
 NAMES = ("sky", "road", "tree", "car")
@@ -229,12 +230,12 @@ class TestPalette:
             "palette": None,
             "masks": {"format": "colors", "colors": dict(zip(NAMES, PALETTE, strict=True))},
         }
-        assert [list(color) for color in palette_of(load_recipe(raw), NAMES)] == PALETTE
+        assert [list(color) for color in palette_of(load_recipe(raw).data, NAMES)] == PALETTE
 
     def test_made_ones_differ(self, run):
         recipe = load_recipe(run.path / "recipe.yaml", {"data.palette": None})
-        assert len(set(palette_of(recipe, NAMES))) == 4
+        assert len(set(palette_of(recipe.data, NAMES))) == 4
 
     def test_of_scenes(self):
         recipe = load_recipe("demo")
-        assert len(palette_of(recipe, ["x"] * 10)) == 10
+        assert len(palette_of(recipe.data, ["x"] * 10)) == 10

@@ -14,17 +14,15 @@ from torchvision.transforms.v2 import functional
 
 from densekd import files
 from densekd.config import Recipe
+from densekd.data.find import palette_of
 from densekd.data.images import IMAGE_SUFFIXES, check_image, read_image
-from densekd.data.masks import colors_of
-from densekd.data.palette import made_palette
-from densekd.data.scenes import PALETTE
 from densekd.data.specs import ScenesDataSpec
 from densekd.data.transforms import EvalTransform
 from densekd.data.views import of_one_size
 from densekd.errors import ArgumentError, DataError, RunError
 from densekd.evaluate import autocast
 from densekd.models.sizes import output_at_any_size
-from densekd.pictures import Color, indexed, legend, overlay, stacked
+from densekd.pictures import indexed, legend, overlay, stacked
 from densekd.runs.folder import Run
 from densekd.tasks.segmentation import SegmentationTask
 
@@ -191,7 +189,7 @@ class _Student:
         best = run.record.best
         assert best is not None  # run.student() has checked it
         self.classes = tuple(best.iou)
-        self.palette = palette_of(self.recipe, self.classes)
+        self.palette = palette_of(self.recipe.data, self.classes)
         data, runtime = self.recipe.data, self.recipe.runtime
         self.transform = EvalTransform(data.augment)
         ignore = data.ignore_index if not isinstance(data, ScenesDataSpec) else 255
@@ -220,18 +218,6 @@ class _Student:
             nearest = functional.InterpolationMode.NEAREST_EXACT
             ids = functional.resize(ids.to(torch.int32), [height, width], nearest).long()
         return ids[0].cpu()
-
-
-def palette_of(recipe: Recipe, classes: Sequence[str]) -> tuple[Color, ...]:
-    """The colours of the recipe's classes: its palette, its mask colours, or made ones."""
-    data = recipe.data
-    if isinstance(data, ScenesDataSpec):
-        return PALETTE
-    if data.palette is not None:
-        return tuple(data.palette)
-    if data.masks.colors is not None:
-        return tuple(colors_of(data.masks.colors[name])[0] for name in classes)
-    return made_palette(len(classes))
 
 
 def _write(

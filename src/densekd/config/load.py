@@ -82,6 +82,8 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     data = raw["data"]
     if data.get("root"):
         data["root"] = _absolute(data["root"], "data.root")
+    if data.get("sbd"):
+        data["sbd"] = _absolute(data["sbd"], "data.sbd")
     unlabelled = data["unlabelled"]
     if unlabelled is not None and "root" in unlabelled:
         unlabelled["root"] = _absolute(unlabelled["root"], "data.unlabelled.root")

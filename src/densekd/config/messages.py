@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from densekd.config.recipe import Recipe
+from densekd.data.kinds import DATA_NAMES
 from densekd.errors import nearest
 
 
@@ -61,7 +62,8 @@ def _of_another_kind(location: tuple[Any, ...]) -> str:
         return ""
     others = [str(kind) for kind, model in kinds.items() if key in model.model_fields]
     name = ".".join([*map(str, path), "name"])
-    return f": it belongs to {name}={' or '.join(others)}, and here {name} is {tag}" if others else ""
+    listed = " or ".join([", ".join(others[:-1]), *others[-1:]]) if len(others) > 1 else "".join(others)
+    return f": it belongs to {name}={listed}, and here {name} is {tag}" if others else ""
 
 
 def _tagged(path: list[Any]) -> list[type[BaseModel]]:
@@ -95,7 +97,7 @@ def _reason(problem: ErrorDetails) -> str:
     if problem["type"] in {"model_type", "model_attributes_type", "dict_type"}:
         message = "expected a mapping of keys to values"
     elif problem["type"] == "union_tag_not_found":
-        return "key 'name' is missing: folder or scenes"
+        return f"key 'name' is missing: one of {', '.join(DATA_NAMES)}"
     else:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]

@@ -74,7 +74,7 @@ class Scan:
     notices: list[str] = field(default_factory=list)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """All files below `folder`, sorted; names that begin with a dot are left out."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -87,7 +87,7 @@ def by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[st
     """Files of the wanted kinds by stem, and the others by stem; two files of one stem are a problem."""
     wanted: dict[str, Path] = {}
     other: dict[str, Path] = {}
-    for path in _files(folder):
+    for path in files_below(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() not in suffixes:
             other[stem] = path

@@ -46,16 +46,20 @@ class MaskReader:
         spec: what the values in the files mean.
         classes: names of the K classes, in the order of their ids.
         ignore_index: label of void.
+        kind: where the files are those of a benchmark, what they are and which values they hold, for messages.
 
     Raises:
         ConfigError: the id map or the colours name a class or an id that does not exist, one colour stands
             for two classes, or a class has no value at all.
     """
 
-    def __init__(self, spec: MasksSpec, classes: tuple[str, ...], ignore_index: int) -> None:
+    def __init__(
+        self, spec: MasksSpec, classes: tuple[str, ...], ignore_index: int, kind: tuple[str, str] | None = None
+    ) -> None:
         self.classes = classes
         self.ignore_index = ignore_index
         self.format = spec.format
+        self.kind = kind
         self._otherwise = ignore_index if spec.unlisted == "ignore" else _UNLISTED
         self._table = np.zeros(0, np.int64)
         self._keys = np.zeros(0, np.int32)
@@ -112,15 +116,22 @@ class MaskReader:
             picture = upright(opened, path)
         if self.format == "colors":
             if picture.mode not in {"RGB", "P", "RGBA"}:
+                self._refuse_official(picture.mode, path)
                 raise DataError(f"{path}: masks.format is colors, but its pixels are of kind {picture.mode!r}")
             return self._from_colors(np.asarray(picture.convert("RGB")), path)
         if picture.mode not in _ONE_CHANNEL:
+            self._refuse_official(picture.mode, path)
             raise DataError(
                 f"{path}: masks.format is {self.format}, which needs one channel, but its pixels are of kind "
                 f"{picture.mode!r}; a mask painted in colours needs masks.format=colors and masks.colors"
             )
         # A palette picture ("P") gives its indices here, which are the ids; converted it would be brightness.
         return self._from_ids(np.asarray(picture), path)
+
+    def _refuse_official(self, mode: str, path: Path) -> None:
+        """The error for pixels of another kind than the benchmark's; nothing for a folder of the user's own."""
+        if self.kind is not None:
+            raise DataError(f"{path}: its pixels are of kind {mode!r}; expected {self.kind[0]}: {self.kind[1]}")
 
     def _from_ids(self, values: NDArray, path: Path) -> NDArray[np.int64]:
         if values.dtype == np.bool_:
@@ -148,6 +159,9 @@ class MaskReader:
 
     def _complaint(self, strange: list[str]) -> str:
         shown = _listing(strange)
+        if self.kind is not None:
+            what, values = self.kind
+            return f"{shown}: no such value in {what}, which hold {values}; data.unlisted=ignore makes it void"
         void = "masks.unlisted=ignore makes them void"
         if self.format == "colors":
             return f"colours that are not in masks.colors: {shown}; {void}"

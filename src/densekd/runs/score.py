@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from densekd.config import Recipe, load_recipe
-from densekd.data.specs import FolderSpec, ScenesDataSpec
+from densekd.data.kinds import AnyDataSpec
+from densekd.data.specs import ScenesDataSpec
 from densekd.errors import ConfigError, RunError, nearest
 from densekd.evaluate import evaluate
 from densekd.records import Scores
@@ -46,7 +47,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _refuse_other_parts(before: FolderSpec | ScenesDataSpec, after: FolderSpec | ScenesDataSpec) -> None:
+def _refuse_other_parts(before: AnyDataSpec, after: AnyDataSpec) -> None:
     """Refuse to cut the scored images out of the training set in another way than the run did.
 
     Dropping the cut is no such thing: the validation set that is scored then was not trained on.
@@ -71,7 +72,7 @@ def _require_split(recipe: Recipe, split: str) -> None:
     Raises:
         RunError: no such name, or an extra split, which is not opened while images are held out for scores.
     """
-    extra = recipe.data.extra if isinstance(recipe.data, FolderSpec) else {}
+    extra = () if isinstance(recipe.data, ScenesDataSpec) else tuple(recipe.data.extra)
     held = recipe.data.holdout is not None
     if held and split in extra:
         raise RunError(

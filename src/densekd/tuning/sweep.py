@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from densekd import files
 from densekd.config import Recipe, dump_recipe
-from densekd.data.specs import FolderSpec, HoldoutSpec
+from densekd.data.specs import FolderSpec, HoldoutSpec, ScenesDataSpec
 from densekd.errors import ConfigError
 from densekd.records import StudyMethod
 from densekd.runs.execute import RecipeLike, resolve
@@ -135,7 +135,7 @@ def _holdout(base: Recipe, group: str | None, fraction: float | None) -> Holdout
     except ValidationError as error:
         words = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"--group: {words}") from None
-    if group is not None and not isinstance(data, FolderSpec):
+    if group is not None and isinstance(data, ScenesDataSpec):
         raise ConfigError("--group: drawn scenes have no groups: the last of them are held out; leave it out")
     return found
 

@@ -1,0 +1,78 @@
+"""The keys that every benchmark takes in a recipe's `data`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from densekd.data.benchmarks.benchmark import VOID, Benchmark, Classes, check_merge
+from densekd.data.specs import AugmentSpec, HoldoutSpec, UnlabelledFilesSpec
+from densekd.spec import Spec
+
+
+class BenchmarkSpec(Spec):
+    """A published data set in its official layout; label 255 is void, after reading."""
+
+    benchmark: ClassVar[Benchmark]
+
+    name: str
+    root: str = Field(description="folder of the data set in its official layout, from the working directory")
+    train: str = Field(description="the official split that is trained on")
+    val: str = Field(description="the official split that is scored")
+    extra: tuple[str, ...] = Field(default=(), description="further official splits to evaluate on")
+    classes: dict[str, tuple[str, ...]] | None = Field(
+        default=None,
+        description="{my class: [official label names]}: labels merged into fewer classes, in the order of their ids; "
+        "what no class names is void. null: the official classes",
+    )
+    unlisted: Literal["error", "ignore"] = Field(
+        default="error", description="a value in a mask that the data set does not know: an error, or void"
+    )
+    holdout: HoldoutSpec | None = Field(
+        default=None, description="score on a part of the training set instead of the validation set (what `tune` does)"
+    )
+    unlabelled: UnlabelledFilesSpec | None = Field(
+        default=None, description="images without masks, which give the distillation terms only"
+    )
+    check: bool = Field(default=True, description="open every file before the work starts")
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
+    in_memory: bool = Field(
+        default=False, description="keep every decoded image in memory after its first reading (per loading process)"
+    )
+
+    @property
+    def ignore_index(self) -> int:
+        """255."""
+        return VOID
+
+    @property
+    def wanted_classes(self) -> Classes | None:
+        """What labels form what class; None: the official classes."""
+        return self.classes
+
+    @field_validator("train", "val", "extra", mode="before")
+    @classmethod
+    def _has_labels(cls, value: object) -> object:
+        for split in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(split, str) and split in cls.benchmark.images:
+                folder = cls.benchmark.images[split]
+                raise ValueError(
+                    f"the split {split!r} of {cls.benchmark.title} has no public labels: nothing can be trained or "
+                    f"scored on it; `densekd predict` takes its images (<root>/{folder}), and so does data.unlabelled"
+                )
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _extra_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"splits named twice: {list(value)}")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_merge(cls, value: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
+        if value is not None:
+            check_merge(value, cls.benchmark)
+        return value
