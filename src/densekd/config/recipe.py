@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from densekd.config.compare import CompareSpec
 from densekd.config.published import PublishedResult
-from densekd.data.specs import DataSpec
+from densekd.data.kinds import DataSpec
 from densekd.inference.specs import EvaluationSpec
 from densekd.models.auxiliary import AuxiliarySpec
 from densekd.models.names import auxiliary_tap
