@@ -131,7 +131,8 @@ def voc(
     """VOCdevkit/VOC2012, whose path comes back, and masks for `added` images more and for VOC's own.
 
     Args:
-        masks: png: SegmentationClassAug (mode L, as it is passed around); mat: benchmark_RELEASE beside VOCdevkit; none.
+        masks: png: SegmentationClassAug (mode L, as it is passed around); mat: benchmark_RELEASE beside VOCdevkit;
+            none: neither.
         lists: also ImageSets/Segmentation/train_aug.txt.
     """
     place = root / "VOCdevkit" / "VOC2012"

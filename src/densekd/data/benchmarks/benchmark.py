@@ -94,6 +94,7 @@ class Benchmark:
         needs: the folders and files below the root without which a split is not there.
         find: the files of splits, from the spec, its root and their names.
         images: `{split without labels: its folder of images below the root}`.
+        instead: what a part becomes where its further files are not there.
         another: recognises another release at a root, and says why it is refused.
     """
 
@@ -108,6 +109,7 @@ class Benchmark:
     needs: Callable[[Path, str], tuple[str, ...]]
     find: Callable[[Any, Path, Sequence[str]], Layout]
     images: Mapping[str, str]
+    instead: Mapping[str, str] = field(default_factory=dict)
     another: Callable[[Path], str | None] | None = None
 
     @property

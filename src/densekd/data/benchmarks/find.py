@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densekd.data.benchmarks.benchmark import Benchmark, Layout
-from densekd.data.benchmarks.layout import lacking, require
+from densekd.data.benchmarks.layout import MissingPartError, lacking, require
 from densekd.data.benchmarks.spec import BenchmarkSpec
 from densekd.data.check import complain
 from densekd.data.folder import files_below
@@ -43,9 +43,17 @@ def find_all(spec: BenchmarkSpec) -> FoundData:
     benchmark, root = spec.benchmark, Path(spec.root).expanduser()
     here = [split for split in benchmark.parts if not lacking(benchmark, root, [split])]
     require(benchmark, root, here or benchmark.parts)
-    found = _found(spec, benchmark.find(spec, root, here), here)
-    absent = [f"{split}: not there ({', '.join(lacking(benchmark, root, [split]))})" for split in benchmark.parts]
-    said = [line for split, line in zip(benchmark.parts, absent, strict=True) if split not in here]
+    lost = [split for split in benchmark.parts if split not in here]
+    said = [f"{split}: not there ({', '.join(lacking(benchmark, root, [split]))})" for split in lost]
+    try:
+        layout = benchmark.find(spec, root, here)
+    except MissingPartError as error:
+        less = [benchmark.instead.get(split, split) for split in here]
+        if less == here:
+            raise
+        said.append(str(error))
+        layout, here = benchmark.find(spec, root, less), less
+    found = _found(spec, layout, here)
     images = {split: _images(root / folder) for split, folder in benchmark.images.items() if (root / folder).is_dir()}
     return FoundData(found.splits, found.reader, found.palette, images, [*found.notices, *said])
 

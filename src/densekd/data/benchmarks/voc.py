@@ -85,17 +85,17 @@ def _augmented(spec: VocSpec, root: Path, own: Mapping[str, Path]) -> tuple[list
     known = next((root / _LISTS / name for name in _WHOLE if (root / _LISTS / name).is_file()), None)
     more = root / _LISTS / _ONLY_ADDED
     if known is not None:
-        stems, told = set(read_list(known)), known.name
+        stems, told = set(read_list(known)), f"of {known.name}"
         if stems & val:
             raise DataError(f"{known}: lists {len(stems & val)} images of val.txt: trained on, they cannot be scored")
     elif more.is_file():
-        stems, told = {*train, *read_list(more)} - val, f"train.txt and {_ONLY_ADDED}"
+        stems, told = {*train, *read_list(more)} - val, f"of train.txt and {_ONLY_ADDED}"
     else:
-        stems, told = {*train, *added} - val, f"train.txt and all of {where}, without val.txt"
+        stems, told = {*train, *added} - val, "of train.txt and all with a mask of SBD, without those of val.txt"
     masks = {**added, **{stem: own[stem] for stem in train if stem in own}}
     count = len(stems.intersection(train))
     said = (
-        f"train_aug: images of {told}; {count} masks from {_OWN} (VOC's own, with a void border), "
+        f"train_aug: images {told}; {count} masks from {_OWN} (VOC's own, with a void border), "
         f"{len(stems) - count} from {where}"
     )
     return sorted(stems), masks, said, where
@@ -106,7 +106,7 @@ def _added_masks(spec: VocSpec, root: Path) -> tuple[dict[str, Path], str]:
     if spec.sbd is None and (root / _ADDED).is_dir():
         return by_name(root / _ADDED, ".png")[0], _ADDED
     folder = find_sbd(root, spec.sbd)
-    return by_name(folder / "cls", ".mat")[0], f"{folder / 'cls'} (.mat, without void borders)"
+    return by_name(folder / "cls", ".mat")[0], f"{folder / 'cls'} (without void borders)"
 
 
 VOC = Benchmark(
@@ -126,6 +126,7 @@ SegmentationClassAug/ID.png   (train_aug; or benchmark_RELEASE/dataset/cls/ID.ma
     needs=_needs,
     find=_find,
     images={},
+    instead={"train_aug": "train"},
 )
 
 
