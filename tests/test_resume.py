@@ -535,7 +535,7 @@ class TestRefusals:
 
     def test_a_launch_of_several_processes(self, place, tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(RunError, match="trains in one process"):
+        with pytest.raises(RunError, match="which one is this"):
             train(recipe(place), out=tmp_path / "run")
 
     def test_resume_and_force(self, place, tmp_path):

@@ -379,8 +379,7 @@ class TestLength:
         assert self.steps(train={"epochs": epochs, "batch_size": batch, "accumulate": accumulate}) == expected
 
     def test_epochs_of(self):
-        raw = {"data": {"name": "scenes"}, "student": {"model": "smp:PSPNet"}, "train": {"steps": 5, "accumulate": 2}}
-        assert epochs_of(load_recipe(raw), 30, 5) == round(5 * 2 * 8 / 30, 4)
+        assert epochs_of(5, 2 * 8, 30) == round(5 * 2 * 8 / 30, 4)
 
     def test_a_warm_up_that_never_ends(self):
         with pytest.raises(ConfigError, match=r"train\.schedule\.warmup_steps: 5 of 5 steps of the run"):

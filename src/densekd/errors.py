@@ -11,7 +11,13 @@ from collections.abc import Iterable
 
 
 class DensekdError(Exception):
-    """Base of every error that densekd raises on purpose."""
+    """Base of every error that densekd raises on purpose.
+
+    Attributes:
+        told_elsewhere: another process of the same launch says it; this one only leaves.
+    """
+
+    told_elsewhere: bool = False
 
 
 class ArgumentError(DensekdError, ValueError):

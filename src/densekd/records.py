@@ -78,6 +78,7 @@ class RunRecord(_Record):
     evaluation: str = Field(default="", description="how scores were taken: whole image or windows, scales, mirroring")
     steps: int
     epochs: float
+    processes: int = Field(default=1, description="that shared each step when the run began")
     final: Scores | None = None
     best: BestScores | None = None
     extra_splits: dict[str, Scores] = Field(default_factory=dict, description="further splits, final weights")

@@ -33,6 +33,8 @@ def debugging() -> bool:
 def _tell(error: BaseException) -> int:
     """Say what went wrong; the exit code."""
     known = explained(error)
+    if known is not None and known.told_elsewhere:
+        return int(getattr(known, "exit_code", 2))
     if known is not None:
         code = int(getattr(known, "exit_code", 2))
         complain(str(known) if code != 2 else f"error: {known}")

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from densekd.launch import is_first
+
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
@@ -39,7 +41,7 @@ class Stopping:
     def end(self) -> int:
         """Say once that the command was stopped; its exit code."""
         number = signal.SIGINT if self.asked is None else signal.Signals(self.asked)
-        if not self._said:
+        if not self._said and is_first():
             self._said = True
             sys.stderr.write(f"{_WORDS[number]}\n")
             sys.stderr.flush()

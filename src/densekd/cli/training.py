@@ -93,27 +93,33 @@ def _train_or_distill(
     from densekd.config import load_recipe
     from densekd.runs.execute import dry_run as check
     from densekd.runs.execute import folder_of
+    from densekd.runs.ranks import joined
     from densekd.training.signals import Interrupted
 
-    resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
-    folder = folder_of(recipe, resolved, out, again=resume or force)
-    if dry_run:
-        with _watching(quiet) as watch:
-            parts = check(kind, resolved, folder, resume=resume, force=force, progress=watch)
-        _print_dry_run(parts, quiet, as_json)
-        return
-    call = runs.train if kind == "train" else runs.distill
-    again = [kind, recipe, *(overrides or [])]
-    again += [] if out is None else ["--out", str(out)]
-    again += [] if seed is None else ["--seed", str(seed)]
-    try:
-        with _watching(quiet) as watch:
-            run = call(resolved, out=folder, resume=resume, force=force, progress=watch)
-    except (Interrupted, KeyboardInterrupt):
-        if (folder / "record.json").is_file():
-            complain(f"go on with: densekd {shlex.join(again)} --resume")
-        raise
-    _print_result(run, quiet, as_json)
+    with joined() as ranks:
+        seeds = {} if seed is None else {"seed": seed}
+        resolved = ranks.agreed("the recipe", lambda: load_recipe(recipe, {**dotted(overrides), **seeds}))
+        folder = folder_of(recipe, resolved, out, again=resume or force)
+        quiet = quiet or not ranks.first
+        if dry_run:
+            with _watching(quiet) as watch:
+                parts = check(kind, resolved, folder, resume=resume, force=force, progress=watch)
+            if ranks.first:
+                _print_dry_run(parts, quiet, as_json)
+            return
+        call = runs.train if kind == "train" else runs.distill
+        again = [kind, recipe, *(overrides or [])]
+        again += [] if out is None else ["--out", str(out)]
+        again += [] if seed is None else ["--seed", str(seed)]
+        try:
+            with _watching(quiet) as watch:
+                run = call(resolved, out=folder, resume=resume, force=force, progress=watch)
+        except (Interrupted, KeyboardInterrupt):
+            if ranks.first and (folder / "record.json").is_file():
+                complain(f"go on with: densekd {shlex.join(again)} --resume")
+            raise
+        if ranks.first:
+            _print_result(run, quiet, as_json)
 
 
 def _print_dry_run(parts: Parts, quiet: bool, as_json: bool) -> None:
@@ -121,7 +127,7 @@ def _print_dry_run(parts: Parts, quiet: bool, as_json: bool) -> None:
     from densekd.runs.length import total_steps
 
     recipe = parts.recipe
-    steps = total_steps(recipe, len(parts.data.train))
+    steps = total_steps(recipe, len(parts.data.train), parts.share.images)
     if as_json:
         sys.stdout.write(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     else:

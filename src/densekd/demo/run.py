@@ -12,7 +12,7 @@ from densekd.config import Recipe, TeacherSpec, load_recipe, recipe_digest
 from densekd.demo.figure import draw_figure
 from densekd.errors import ConfigError, RunError
 from densekd.runs import Run, train
-from densekd.runs.assemble import choose_device
+from densekd.runs.device import choose_device
 from densekd.runs.progress import Quiet
 from densekd.study import Silent, Study, check_seeds, prepare
 from densekd.study.machine import cpus, gpus_for

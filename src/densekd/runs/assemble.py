@@ -19,15 +19,19 @@ from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
 from densekd.errors import ConfigError
 from densekd.evaluate import autocast
+from densekd.launch import Launch
 from densekd.losses.catalog import METHODS, loss_options, make_loss
 from densekd.models.auxiliary import attach_auxiliary
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
+from densekd.records import RunRecord
 from densekd.runs.attempt import attempt
+from densekd.runs.device import choose_device, usable_threads
 from densekd.runs.fit import require_fit
 from densekd.runs.mixing import in_words, unlabelled_share
+from densekd.runs.share import Share, share_out
 from densekd.runs.start import WEIGHT_OPTIONS, random_start
-from densekd.runs.threads import excess, logical_cpus
+from densekd.runs.synchronised import not_shared, require_acting, synchronised
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages, TeacherInput
@@ -46,6 +50,14 @@ class Parts:
     device: torch.device
     notices: list[str] = field(default_factory=list)
     unlabelled_per_batch: int = 0
+    launch: Launch = field(default_factory=Launch)
+    before: RunRecord | None = None
+    """Of the run to go on with."""
+
+    @property
+    def share(self) -> Share:
+        """How the images of a step are shared out over processes and micro-batches."""
+        return share_out(self.recipe.train, self.launch, self.before)
 
     def train_view(self) -> TrainView:
         """The labelled training images, and behind them the unlabelled ones where the run has any."""
@@ -62,6 +74,8 @@ class Parts:
             self.recipe.train.batch_size,
             self.recipe.seed,
             workers=workers,
+            rank=self.launch.rank,
+            world=self.launch.world,
             pin_memory=pin_memory,
             unlabelled=0 if self.data.unlabelled is None else len(self.data.unlabelled),
             unlabelled_per_batch=self.unlabelled_per_batch,
@@ -107,37 +121,6 @@ class Parts:
         return images if spec is None else TeacherImages(spec).to(self.device)(images)
 
 
-def _threads(asked: int | None, *, resumed: bool) -> tuple[int | None, list[str]]:
-    """The threads to set, and what to say of them: a run may go on where there are fewer CPUs than it began with.
-
-    Raises:
-        ConfigError: more threads than logical CPUs, which only slow each other down.
-    """
-    wrong = None if asked is None else excess(asked)
-    if wrong is None:
-        return asked, []
-    if not resumed:
-        raise ConfigError(f"runtime.threads: {wrong}, or null for torch's own choice")
-    present = logical_cpus()
-    return present, [f"runtime.threads: {asked} when the run began; this machine has {present} logical CPUs: {present}"]
-
-
-def choose_device(recipe: Recipe) -> torch.device:
-    """The recipe's device.
-
-    Raises:
-        ConfigError: CUDA was asked for and there is none, or float16 on a CPU.
-    """
-    asked = recipe.runtime.device
-    cuda = torch.cuda.is_available()
-    if asked == "cuda" and not cuda:
-        raise ConfigError("runtime.device: cuda was asked for, but torch sees no CUDA device; use auto or cpu")
-    device = torch.device("cuda" if asked != "cpu" and cuda else "cpu")
-    if device.type == "cpu" and recipe.runtime.precision == "float16":
-        raise ConfigError("runtime.precision: float16 needs a CUDA device; on a CPU use bfloat16 or float32")
-    return device
-
-
 def assemble(
     recipe: Recipe,
     *,
@@ -145,6 +128,8 @@ def assemble(
     training: bool = True,
     resumed: bool = False,
     unlabelled: bool = True,
+    launch: Launch | None = None,
+    before: RunRecord | None = None,
 ) -> Parts:
     """Check and open the data, build task and student (its initial weights depend on the seed alone).
 
@@ -154,24 +139,33 @@ def assemble(
             random weights is told.
         resumed: the run began earlier, perhaps on a machine with more CPUs: `runtime.threads` may exceed them.
         unlabelled: there is a teacher to learn from on the images of `data.unlabelled`; else they are not opened.
+        launch: which of several processes this is; default the only one.
+        before: the record of the run to go on with.
 
     Raises:
         ConfigError: the size of the training images does not fit the student, or there are fewer CPUs than
-            `runtime.threads`.
+            `runtime.threads`; the images of a step cannot be shared out over the processes; a key of `runtime` that
+            would not act.
     """
-    threads, said = _threads(recipe.runtime.threads, resumed=resumed)
+    launch = launch or Launch()
+    share = share_out(recipe.train, launch, before)
+    threads, said = usable_threads(recipe.runtime.threads, resumed=resumed)
     if threads is not None:
         torch.set_num_threads(threads)
-    device = choose_device(recipe)
+    device = choose_device(recipe, launch)
+    require_acting(recipe, device, launch)
     more, about_more = unlabelled_share(recipe, used=unlabelled) if training else (0, [])
     data = build_data(recipe.data, progress=watch, unlabelled=more > 0, one_size=training)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
     notices = [*said, *about_more, *data.notices]
     student = build_model(recipe.student, task.num_outputs, notices=notices)
-    parts = Parts(recipe, data, task, student, device, notices, more)
-    parts.student = parts.to_device(student)
+    parts = Parts(recipe, data, task, student, device, notices, more, launch, before)
+    parts.student = parts.to_device(synchronised(student, recipe, device, launch))
     if training:
+        if launch.world > 1 or recipe.train.global_batch_size is not None:
+            notices.append(str(share))
+        notices.extend(not_shared(recipe, student, device, launch))
         notices.extend(random_start(recipe))
         require_fit(recipe, student, "student", parts.stored_size)
         notices.extend(_attach_head(parts))
@@ -293,5 +287,6 @@ def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
         teacher_input=teacher_input(parts.recipe),
         num_classes=len(parts.data.classes),  # of the labels: a binary task has one output and two classes
     )
+    distiller.adapters = synchronised(distiller.adapters, parts.recipe, parts.device, parts.launch)
     parts.notices.extend(distiller.notices)
     return distiller

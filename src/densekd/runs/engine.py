@@ -3,44 +3,77 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 
-from densekd.errors import RunError
+from densekd.errors import ConfigError
+from densekd.runs.ranks import Ranks
 from densekd.training.specs import RuntimeSpec
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # Accelerate keeps its settings per process, in these.
 _STATES = (PartialState, AcceleratorState, GradientState)
+_OTHERS = {
+    "FSDP": "set runtime.fsdp=true in the recipe, and no FSDP there",
+    "DEEPSPEED": "runtime.fsdp=true shards the student",
+    "MEGATRON_LM": "runtime.fsdp=true shards the student",
+}
 
 
 @contextmanager
-def engine(runtime: RuntimeSpec, device: torch.device) -> Iterator[Accelerator]:
-    """The engine inside the block; after it, Accelerate's state is what it was for the caller's own use of it."""
+def engine(runtime: RuntimeSpec, device: torch.device, ranks: Ranks | None = None) -> Iterator[Accelerator]:
+    """The engine inside the block; after it, Accelerate's state is what it was for the caller's own use of it.
+
+    Of several processes each must come here: the process group is made.
+
+    Raises:
+        ConfigError: `accelerate launch` was configured for another way of training.
+    """
+    _require_plain_launch()
     before = [dict(state._shared_state) for state in _STATES]
     for state in _STATES:
         state._shared_state.clear()
     try:
-        yield Accelerator(mixed_precision=_PRECISION[runtime.precision], cpu=device.type == "cpu")
+        with nullcontext() if ranks is None else ranks.group(device):
+            yield _accelerator(runtime, device)
     finally:
         for state, kept in zip(_STATES, before, strict=True):
             state._shared_state.clear()
             state._shared_state.update(kept)
 
 
-def require_one_process() -> None:
-    """Refuse a launch of several processes, which would all write the same files.
+def _accelerator(runtime: RuntimeSpec, device: torch.device) -> Accelerator:
+    # Buffers (queues of features, running statistics) are not sent around before every forward pass: see `Peers`.
+    wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")  # set for several processes, not over the recipe
+        found = Accelerator(
+            mixed_precision=_PRECISION[runtime.precision], cpu=device.type == "cpu", kwargs_handlers=[wrapping]
+        )
+    if runtime.threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return found
+
+
+def _require_plain_launch() -> None:
+    """Refuse what `accelerate launch` was told to do besides starting processes, and a run would not do as told.
 
     Raises:
-        RunError: the launcher says that there are several.
+        ConfigError: another way of training in its configuration.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world not in {"", "1"}:
-        raise RunError(
-            f"launched as {world} processes (WORLD_SIZE): a run of densekd trains in one process. For several devices "
-            "use `densekd.Distiller` in a training loop of your own"
+    for kind, instead in _OTHERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ConfigError(f"accelerate's configuration asks for {kind}, which a run does not use: {instead}")
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise ConfigError(
+            f"accelerate's configuration asks for {steps} gradient accumulation steps: give train.accumulate or "
+            "train.global_batch_size in the recipe, and 1 there"
         )

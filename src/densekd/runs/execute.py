@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densekd.config import Recipe, load_recipe
+from densekd.config import Recipe, load_recipe, recipe_digest
 from densekd.errors import RunError
-from densekd.records import RunRecord
+from densekd.records import RunRecord, dump
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher, require_teacher
 from densekd.runs.claim import Claim
-from densekd.runs.engine import require_one_process
 from densekd.runs.execution import Execution, Kind, method_of
 from densekd.runs.folder import Run, require_writable
 from densekd.runs.images import images_of, require_same_images
 from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.progress import Quiet as Quiet
+from densekd.runs.ranks import Ranks, joined
 from densekd.runs.rehearsal import rehearse
 from densekd.runs.restore import STUDENT, leave_finished
 
@@ -110,17 +111,24 @@ def folder_of(recipe_like: RecipeLike, recipe: Recipe, out: str | Path | None, *
 
 
 def _run(kind: Kind, recipe_like: RecipeLike, options: _Options) -> Run:
-    recipe = resolve(recipe_like, options.seed, options.overrides)
-    folder = folder_of(recipe_like, recipe, options.out, again=options.resume or options.force)
-    claim = Claim(folder, recipe, method_of(kind, recipe), options.resume, options.force)
-    before = _checked(kind, claim)
-    if before is not None and before.status == "done":
-        with nullcontext() if (folder / STUDENT).is_file() else claimed(folder):
-            leave_finished(Run.load(folder), options.progress.said)
-        return Run.load(folder)
-    require_writable(folder)
-    Execution(kind, _parts(kind, claim, before, options.progress), claim, options.progress).go()
-    return Run.load(folder)
+    with joined() as ranks:
+        recipe = ranks.agreed("the recipe", lambda: resolve(recipe_like, options.seed, options.overrides))
+        folder = folder_of(recipe_like, recipe, options.out, again=options.resume or options.force)
+        claim = Claim(folder, recipe, method_of(kind, recipe), options.resume, options.force)
+        progress = options.progress if ranks.first else Quiet()
+        before = _checked(kind, claim, ranks)
+        if before is not None and before.status == "done":
+            ranks.from_first("the finished run", lambda: _finished(folder, progress))
+            return Run.load(folder)
+        parts = ranks.agreed("data and student", lambda: _parts(kind, claim, before, progress, ranks))
+        Execution(kind, parts, claim, progress, ranks).go()
+        return ranks.agreed("the end", lambda: Run.load(folder))
+
+
+def _finished(folder: Path, progress: Quiet) -> str:
+    with nullcontext() if (folder / STUDENT).is_file() else claimed(folder):
+        leave_finished(Run.load(folder), progress.said)
+    return "done"
 
 
 def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bool, progress: Quiet) -> Parts:
@@ -130,31 +138,50 @@ def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bo
         DensekdError: what the run itself would raise.
     """
     claim = Claim(folder, recipe, method_of(kind, recipe), resume, force)
-    before = _checked(kind, claim)
-    if before is not None and before.status == "done":
-        progress.said(f"{folder}: this run is done already; nothing to resume")
-    require_writable(folder)
-    parts = _parts(kind, claim, before, progress)
-    total_steps(recipe, len(parts.data.train))
-    if kind == "distill":
-        build_distiller(parts, build_teacher(parts))
-    return parts
+    with joined() as ranks:
+        before = _checked(kind, claim, ranks)
+        if before is not None and before.status == "done":
+            progress.said(f"{folder}: this run is done already; nothing to resume")
+
+        def checked() -> Parts:
+            parts = _parts(kind, claim, before, progress, ranks)
+            total_steps(recipe, len(parts.data.train), parts.share.images)
+            if kind == "distill":
+                build_distiller(parts, build_teacher(parts))
+            return parts
+
+        return ranks.agreed("the checks", checked)
 
 
-def _checked(kind: Kind, claim: Claim) -> RunRecord | None:
-    """What can be told before any work: process, teacher, folder. The record of the run to go on with."""
-    require_one_process()
-    if kind == "distill":
-        require_teacher(claim.recipe)
-    if claim.resume and claim.force:
-        raise RunError("resume and force exclude each other: go on with the run, or start it again")
-    return claim.look()
+def _checked(kind: Kind, claim: Claim, ranks: Ranks) -> RunRecord | None:
+    """What can be told before any work: teacher, folder. The record of the run to go on with; the first looks."""
+
+    def look() -> str:
+        if kind == "distill":
+            require_teacher(claim.recipe)
+        if claim.resume and claim.force:
+            raise RunError("resume and force exclude each other: go on with the run, or start it again")
+        before = claim.look()
+        if before is None or before.status != "done":
+            require_writable(claim.folder)
+        return json.dumps(None if before is None else dump(before))
+
+    ranks.same("the recipe", f"{kind} {claim.folder} {recipe_digest(claim.recipe)}")
+    before = json.loads(ranks.from_first("the folder", look))
+    return None if before is None else RunRecord.model_validate(before)
 
 
-def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet) -> Parts:
+def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet, ranks: Ranks) -> Parts:
     """The run's parts, of the images that the run before began with; its student has run once."""
     recipe = claim.recipe
-    parts = assemble(recipe, watch=progress.checking, resumed=claim.resume, unlabelled=kind == "distill")
+    parts = assemble(
+        recipe,
+        watch=progress.checking,
+        resumed=claim.resume,
+        unlabelled=kind == "distill",
+        launch=ranks.launch,
+        before=before,
+    )
     if kind == "train" and (recipe.teacher is not None or recipe.terms):
         parts.notices.append("train: the recipe's teacher and terms are not used: the student is trained alone")
     if before is not None and before.status != "done":

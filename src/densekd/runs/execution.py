@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal
 
-import torch
 from accelerate import Accelerator
 
 from densekd import files
-from densekd.config import Recipe, recipe_digest
-from densekd.data.base import SegmentationSet
+from densekd.config import Recipe
 from densekd.errors import RunError
-from densekd.evaluate import evaluate
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
-from densekd.records import Cost, NetworkCost, RunRecord, Scores, TeacherCost, environment
+from densekd.records import Cost, RunRecord, Scores, dump
+from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine
 from densekd.runs.folder import Run, start_folder
-from densekd.runs.images import images_of
-from densekd.runs.length import epochs_of, total_steps
+from densekd.runs.identity import digests
+from densekd.runs.idle import freeze, frozen_words, idle_parameters
+from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
-from densekd.runs.memory import peak_bytes, reset_peak
+from densekd.runs.memory import reset_peak
 from densekd.runs.progress import Quiet
-from densekd.runs.readiness import Readiness, check_readiness
+from densekd.runs.ranks import ElsewhereError, Ranks
+from densekd.runs.readiness import check_readiness
 from densekd.runs.restore import leave_finished, restore_student
+from densekd.runs.scoring import scorer
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, scores_of
 from densekd.training.objective import Alone, Distilled, Objective
 from densekd.training.optimizers import build_optimizer
+from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted, StopSignals
 from densekd.training.specs import TermSpec
 from densekd.training.stepper import Stepper
 
 Kind = Literal["train", "distill"]
+_NONE = "none"
+_REPEATED = 5.0
+"""Seconds within which a launcher hands a signal on that the terminal has sent to every process already."""
 
 
 def method_of(kind: Kind, recipe: Recipe) -> str:
@@ -45,61 +53,88 @@ def method_of(kind: Kind, recipe: Recipe) -> str:
 
 
 class Execution:
-    """One run from its parts to its record."""
+    """One run from its parts to its record; of several processes each has one, and the first writes."""
 
-    def __init__(self, kind: Kind, parts: Parts, claim: Claim, progress: Quiet) -> None:
+    def __init__(self, kind: Kind, parts: Parts, claim: Claim, progress: Quiet, ranks: Ranks | None = None) -> None:
         self.kind, self.parts, self.recipe, self.claim = kind, parts, parts.recipe, claim
         self.folder, self.progress = claim.folder, progress
-        self.before: RunRecord | None = None
-        self.steps = total_steps(self.recipe, len(parts.data.train))
-        self.readiness: Readiness | None = None
-        self.teacher_digest = ""
+        self.ranks = ranks or Ranks(parts.launch)
+        self.peers = Peers(self.ranks.launch.rank, self.ranks.world, parts.device)
+        self.steps = total_steps(self.recipe, len(parts.data.train), parts.share.images)
+        self.account = Account(self.folder, method_of(kind, self.recipe), self.steps)
         self.terms: list[tuple[str, TermSpec]] = []
-        self.warnings: list[str] = []
+        self.idle: set[str] = set()
 
     def go(self) -> None:
         reset_peak(self.parts.device)
         student = self.parts.measured_student()
-        objective, teacher = self._objective()
-        # Nothing is written before all checks have passed.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with claimed(self.folder):
-            # The checks take a while: another process may have been in the folder since the first look at it.
-            self.before = self.claim.look()
-            if self.before is not None and self.before.status == "done":
-                leave_finished(Run.load(self.folder), self.progress.said)
+        objective, teacher = self.ranks.agreed("networks and terms", self._objective)
+        if self.ranks.world > 1:
+            for what, digest in digests(self.parts, objective, self.account.teacher_digest):
+                self.ranks.same(what, digest)
+        with ExitStack() as held:
+            # Nothing is written before all checks have passed.
+            found = json.loads(self.ranks.from_first("the folder", lambda: self._hold(held)))
+            self.account.before = None if found is None else RunRecord.model_validate(found)
+            if self.account.before is not None and self.account.before.status == "done":
                 return
-            record = self._record(student, teacher, objective)
+            record = self.ranks.agreed("the record", lambda: self._begun(student, teacher, objective))
+            with (
+                engine(self.recipe.runtime, self.parts.device, self.ranks) as accelerator,
+                StopSignals(self.progress.said, grace=0.0 if self.ranks.world == 1 else _REPEATED) as signals,
+            ):
+                recorder = Recorder(self.folder, record, self.recipe.train.log_every, writes=self.ranks.first)
+                self._train(self._loop(accelerator, objective, recorder, signals))
+
+    def _hold(self, held: ExitStack) -> str:
+        """Hold the folder until the run is over; the record that is in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(claimed(self.folder))
+        # The checks take a while: another process may have been in the folder since the first look at it.
+        before = self.claim.look()
+        if before is not None and before.status == "done":
+            leave_finished(Run.load(self.folder), self.progress.said)
+        return json.dumps(None if before is None else dump(before))
+
+    def _begun(self, student: Measured, teacher: Measured | None, objective: Objective) -> RunRecord:
+        record = self.account.begin(self.parts, student, teacher, objective)
+        if self.ranks.first:
             if self.claim.resume:
                 files.sweep_temporaries(self.folder)
             else:
                 start_folder(self.folder, self.recipe)
-            with (
-                engine(self.recipe.runtime, self.parts.device) as accelerator,
-                StopSignals(self.progress.said) as signals,
-            ):
-                recorder = Recorder(self.folder, record, self.recipe.train.log_every)
-                self._train(self._loop(accelerator, objective, recorder, signals))
+        return record
 
     def _train(self, loop: Loop) -> None:
         recorder = loop.recorder
         position = self._position(loop)
-        recorder.update(status="running", error=None, warnings=self.warnings, **scores_of(position))
+        warnings = self.account.warnings
+        recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
         try:
             position = loop.run(position)
             extra = self._extra_splits(loop, position)
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
             said = str(stop) if isinstance(stop, Interrupted) else self._left_at_once()
             recorder.update(status="interrupted", error=said, cost=self._cost(recorder))
-            raise
+            if isinstance(stop, Interrupted):  # in all processes; the first says it
+                stop.told_elsewhere = not self.ranks.first
+                raise
+            raise self.ranks.told(stop) from None
         except BaseException as error:
+            found = self.ranks.told(error)
+            words = str(found) if isinstance(found, ElsewhereError) else f"{type(found).__name__}: {found}"
             recorder.write_log()
-            recorder.update(status="failed", error=f"{type(error).__name__}: {error}", cost=self._cost(recorder))
-            raise
+            recorder.update(status="failed", error=words, cost=self._cost(recorder))
+            if found is error:
+                raise
+            raise found from error
         if position.skipped_steps:
             self._say(f"{position.skipped_steps} of {self.steps} steps were skipped by the loss scaler (overflow)")
         cost = self._cost(recorder)
-        recorder.update(status="done", warnings=self.warnings, extra_splits=extra, cost=cost, **scores_of(position))
+        recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
+
+    def _cost(self, recorder: Recorder) -> Cost:
+        return self.account.cost(recorder, self.parts.device)
 
     def _left_at_once(self) -> str:
         saved = (self.folder / "checkpoints" / "latest").is_file()
@@ -108,26 +143,39 @@ class Execution:
     def _say(self, line: str) -> None:
         """A line that the user sees and the record keeps."""
         self.progress.said(line)
-        self.warnings.append(line)
+        self.account.warnings.append(line)
 
     def _objective(self) -> tuple[Objective, Measured | None]:
-        if self.kind == "train":
-            self._say_notices()
-            return Alone(self.parts.student, self.parts.task), None
+        objective, teacher = self._alone() if self.kind == "train" else self._distilled()
+        if self.ranks.world > 1:
+            self.idle = idle_parameters(self.parts, objective)
+            for line in frozen_words(objective.student, self.idle):
+                self._say(line)
+        return objective, teacher
+
+    def _alone(self) -> tuple[Objective, None]:
+        self._say_notices()
+        return Alone(self.parts.student, self.parts.task), None
+
+    def _distilled(self) -> tuple[Objective, Measured]:
         network = build_teacher(self.parts)
-        self.teacher_digest = weights_digest(network)
+        self.account.teacher_digest = weights_digest(network)
         measured = self.parts.measured_teacher(network)
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
         self._say_notices()
-        self.readiness = check_readiness(
-            self.parts, distiller, network, steps=self.steps, folder=self.folder, watch=self.progress.examining
+        readiness = check_readiness(
+            self.parts,
+            distiller,
+            network,
+            steps=self.steps,
+            folder=self.folder,
+            watch=self.progress.examining,
+            terms_alone=not self.ranks.first,
         )
-        self.progress.ready(self.readiness)
-        for line in [
-            *self.readiness.notices,
-            *self.readiness.raise_if_failed(self.recipe.preflight.on_problem),
-        ]:
+        self.account.readiness = readiness
+        self.progress.ready(readiness)
+        for line in [*readiness.notices, *readiness.raise_if_failed(self.recipe.preflight.on_problem)]:
             self._say(line)
         return Distilled(distiller, self.parts.task), measured
 
@@ -137,132 +185,72 @@ class Execution:
 
     def _loop(self, accelerator: Accelerator, objective: Objective, recorder: Recorder, signals: StopSignals) -> Loop:
         recipe = self.recipe
-        optimizer = build_optimizer(objective.student, objective.extra_state(), recipe.train.optimizer)
-        prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+        share = self.parts.share
+        train = recipe.train.model_copy(update={"accumulate": share.accumulate})
+        optimizer = build_optimizer(objective.student, objective.extra_state(), train.optimizer)
+        freeze(objective.student, self.idle)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # Accelerate has no newer name for it yet
+            prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
         stepper = Stepper(
             accelerator,
             prepared,
             prepared_optimizer,
-            recipe.train,
+            train,
             self.terms,
             steps=self.steps,
             seed=recipe.seed,
             channels_last=recipe.runtime.channels_last,
+            peers=self.peers,
+            unit=share.unit,
         )
         batcher = self.parts.batcher(workers=recipe.runtime.workers, pin_memory=self.parts.device.type == "cuda")
         return Loop(
-            recipe.train,
+            train,
             self.steps,
             batcher,
             stepper,
             recorder,
-            Checkpointer(self.folder),
-            self._score(stepper, self.parts.data.val),
+            Checkpointer(self.folder, writes=self.ranks.first),
+            scorer(self.parts, stepper, self.parts.data.val, self.peers),
             self.progress,
             signals,
+            self.peers,
         )
 
-    def _score(self, stepper: Stepper, which: SegmentationSet) -> Callable[[Callable[[int, int], None]], Scores]:
-        def score(watch: Callable[[int, int], None]) -> Scores:
-            return evaluate(
-                stepper.shipped,
-                self.parts.eval_view(which),
-                self.parts.task,
-                self.parts.data.classes,
-                device=self.parts.device,
-                batch_size=self.recipe.train.evaluate_batch_size,
-                workers=self.recipe.runtime.workers,
-                precision=self.recipe.runtime.precision,
-                channels_last=self.recipe.runtime.channels_last,
-                evaluation=self.recipe.evaluation,
-                watch=watch,
-            )
-
-        return score
-
     def _extra_splits(self, loop: Loop, position: Position) -> dict[str, Scores]:
-        def watch(done: int, images: int) -> None:
-            loop.leave_if_asked(position)
-            self.progress.evaluating(done, images)
-
-        return {name: self._score(loop.stepper, which)(watch) for name, which in self.parts.data.extra.items()}
+        extra = self.parts.data.extra
+        scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra.items()}
+        return {name: loop.evaluated(score, position) for name, score in scorers.items()}
 
     def _position(self, loop: Loop) -> Position:
+        """Where the run stands: the first process chooses the checkpoint, all read it."""
         if not self.claim.resume:
             return Position()
-        found = loop.checkpointer.latest()
+        chosen = self.ranks.from_first("the checkpoint", lambda: self._chosen(loop.checkpointer))
+        if chosen == _NONE:
+            return Position()
+        path = Path(chosen)
+        position = self.ranks.agreed("the checkpoint", lambda: self._loaded(loop, path))
+        self.progress.said(f"resuming from {path} (step {position.taken} of {self.steps})")
+        return position
+
+    def _chosen(self, checkpointer: Checkpointer) -> str:
+        found = checkpointer.latest()
         for reason in found.damage:
             self._say(f"checkpoint passed over: {reason}")
         if found.path is None:
             self.progress.said(f"{self.folder}: no checkpoint was written yet; starting from step 0")
-            return Position()
-        position = loop.checkpointer.load(found.path, loop.stepper)
+            return _NONE
+        return str(found.path)
+
+    def _loaded(self, loop: Loop, path: Path) -> Position:
+        if not path.is_dir():
+            raise RunError(f"{path}: not seen by process {self.ranks.launch.rank}; all machines must share the folder")
+        position = loop.checkpointer.load(path, loop.stepper)
         loop.recorder.resume_at(position.taken)
-        if position.best is not None:
+        if position.best is not None and self.ranks.first:
             restored = restore_student(self.folder, self.recipe, int(position.best["step"]))
             if restored is not None:
                 self._say(restored)
-        self.progress.said(f"resuming from {found.path} (step {position.taken} of {self.steps})")
         return position
-
-    def _record(self, student: Measured, teacher: Measured | None, objective: Objective) -> RunRecord:
-        recipe, before = self.recipe, self.before
-        extra = objective.extra_state()
-        adversaries = [adversary.network for adversary in objective.adversaries().values()]
-        trained = [*([] if extra is None else [extra]), *adversaries]
-        cost = {
-            "device": self._device_name(),
-            "extra_parameters": sum(p.numel() for module in trained for p in module.parameters()),
-        }
-        if before is not None:
-            self.warnings = list(dict.fromkeys([*before.warnings, *self.warnings]))
-        return RunRecord(
-            status="running",
-            method=method_of(self.kind, recipe),
-            seed=recipe.seed,
-            split="val",
-            evaluation=recipe.evaluation.in_words(),
-            selection="best: highest mIoU among the evaluations on val; final: the last step",
-            steps=self.steps,
-            epochs=epochs_of(recipe, len(self.parts.data.train), self.steps),
-            cost=(Cost() if before is None else before.cost).model_copy(update=cost),
-            student=_network_cost(student),
-            teacher=None if teacher is None else self._teacher_cost(teacher),
-            preflight=self.readiness.as_dict() if self.readiness else None,
-            warnings=self.warnings,
-            environment=environment(),
-            recipe_sha256=recipe_digest(recipe),
-            images=images_of(self.parts.data),
-        )
-
-    def _device_name(self) -> str:
-        device = self.parts.device
-        if device.type == "cuda":
-            return torch.cuda.get_device_name(device)
-        return f"cpu, {torch.get_num_threads()} threads"
-
-    def _teacher_cost(self, measured: Measured) -> TeacherCost:
-        digest = self.teacher_digest
-        began = self.before.teacher if self.before is not None else None
-        if began is not None and began.sha256 != digest:
-            raise RunError(
-                f"{self.folder}: the teacher's weights are other ones than those this run began with; put them back, "
-                "or start again with --force"
-            )
-        miou = self.readiness.teacher_miou if self.readiness else None
-        return TeacherCost(**_network_cost(measured).model_dump(), miou=miou, sha256=digest)
-
-    def _cost(self, recorder: Recorder) -> Cost:
-        recorder.update()
-        teacher = self.readiness.teacher_seconds if self.readiness else None
-        peaks = [peak_bytes(self.parts.device), self.before.cost.peak_memory_bytes if self.before else None]
-        return recorder.record.cost.model_copy(
-            update={
-                "peak_memory_bytes": max((peak for peak in peaks if peak is not None), default=None),
-                "teacher_seconds_per_step": teacher,
-            }
-        )
-
-
-def _network_cost(measured: Measured) -> NetworkCost:
-    return NetworkCost(parameters=measured.parameters, dead_parameters=measured.dead_parameters, flops=measured.flops)

@@ -93,7 +93,7 @@ def forecast(
         data_seconds=data_seconds,
         evaluation_seconds=per_image * len(parts.data.val),
         evaluations=evaluations,
-        total_seconds=steps * recipe.train.accumulate * micro + images * per_image,
+        total_seconds=steps * parts.share.accumulate * micro + images * per_image,
         peak_memory_bytes=peak + state,
         disk_bytes=_disk_bytes(distiller, recipe, state),
         disk_free_bytes=shutil.disk_usage(_existing(folder)).free,

@@ -17,6 +17,7 @@ from densekd.errors import DensekdError
 from densekd.evaluate import autocast, evaluation_mode, some_of
 from densekd.runs.assemble import Parts
 from densekd.runs.forecast import Forecast, forecast, training_batch
+from densekd.runs.teacher_view import scored_teacher
 from densekd.taps import holds_class_map, main_output, preserved
 from densekd.taps.outputs import describe
 from densekd.teacher_exam import Exam, examine_teacher
@@ -143,6 +144,7 @@ def check_readiness(
     steps: int,
     folder: Path | None = None,
     watch: Callable[[int, int], None] | None = None,
+    terms_alone: bool = False,
 ) -> Readiness:
     """Check a distillation on real data before it runs; everything is left as it was.
 
@@ -158,6 +160,7 @@ def check_readiness(
         steps: optimiser steps of the whole run.
         folder: where the run will be, for the free disk; default the working directory.
         watch: called with (images seen, images in all) during the exam.
+        terms_alone: `densekd.preflight` alone, as in all but the first of several processes.
     """
     begin = time.perf_counter()
     task, recipe = parts.task, parts.recipe
@@ -170,11 +173,11 @@ def check_readiness(
     with autocast(parts.device, recipe.runtime.precision):
         report = preflight(distiller, on_device, lambda output, labels: task.loss(output, labels)[0])
     exam, unscored = None, ""
-    if recipe.preflight.teacher_images:
+    if recipe.preflight.teacher_images and not terms_alone:
         unscored = _gives_features(parts, distiller, teacher, on_device["image"][:1])
         exam = None if unscored else _exam(parts, distiller, teacher, watch)
     cost = None
-    if all(term.value is not None for term in report.terms):
+    if all(term.value is not None for term in report.terms) and not terms_alone:
         cost = forecast(parts, distiller, batch, data_seconds, steps, folder or Path.cwd())
     problems = [*report.problems, *([] if exam is None else exam.problems)]
     if cost is not None and cost.disk_bytes > cost.disk_free_bytes:
@@ -195,7 +198,7 @@ def _gives_features(parts: Parts, distiller: Distiller, teacher: nn.Module, imag
     precision = autocast(parts.device, parts.recipe.runtime.precision)
     with preserved(teacher), evaluation_mode(teacher), torch.no_grad(), precision:
         output = teacher(image)
-    expected = parts.task.num_outputs
+    expected = parts.teacher_outputs()
     if holds_class_map(output) and main_output(output).shape[1] == expected:
         return ""
     return f"teacher gives features: not scored (its output is {describe(output)}, a class map has {expected} channels)"
@@ -205,10 +208,11 @@ def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callabl
     recipe, augment = parts.recipe, parts.recipe.data.augment
     own = recipe.teacher
     trained = recipe.student.checkpoint is not None
-    with preserved(teacher, parts.student), torch.no_grad():
+    view = some_of(parts.eval_view(), recipe.preflight.teacher_images)
+    with preserved(teacher, parts.student), torch.no_grad(), scored_teacher(parts, teacher, view) as known:
         return examine_teacher(
             teacher,
-            some_of(parts.eval_view(), recipe.preflight.teacher_images),
+            known,
             parts.task,
             parts.data.classes,
             device=parts.device,

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 from densekd.config import Recipe
 from densekd.errors import CheckpointError, ConfigError, RunError, nearest
+from densekd.launch import require_one_process
 from densekd.models.checkpoint_file import resolve_checkpoint
 from densekd.records import Budget
-from densekd.runs.assemble import choose_device, require_teacher
-from densekd.runs.engine import require_one_process
+from densekd.runs.assemble import require_teacher
+from densekd.runs.device import choose_device
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.runs.folder import require_writable
 from densekd.study.arguments import entries, require_surroundings

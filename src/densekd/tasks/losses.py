@@ -69,6 +69,7 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     keep: Tensor | None = None,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy, mean over the valid pixels of the batch.
 
@@ -84,6 +85,8 @@ def cross_entropy(
         class_weights: `(K,)`, 2 entries for one logit.
         label_smoothing: e.
         keep: bool `(N, H, W)`; further restricts the pixels that count, in sum and denominator.
+        pixels: the denominator in place of that of this batch (`pixel_weight`), a scalar: where the batch is a part
+            of a larger one.
 
     Returns:
         float32 scalar (float64 for float64 logits).
@@ -98,11 +101,15 @@ def cross_entropy(
         counted = valid if keep is None else valid & keep
         weights = None if class_weights is None else class_weights.to(logits)
         total = _pixel_losses(logits, labels, counted, label_smoothing, weights).sum()
-        if weights is None:
-            size = counted.sum().to(logits.dtype)
-        else:
-            size = (weights[labels.masked_fill(~counted, 0)] * counted).sum()
+        size = pixel_weight(labels, counted, weights).to(logits.dtype) if pixels is None else pixels.to(logits)
         return total / torch.where(size > 0, size, torch.ones_like(size))
+
+
+def pixel_weight(labels: Tensor, counted: Tensor, class_weights: Tensor | None) -> Tensor:
+    """The denominator of `cross_entropy`: the number of `counted` pixels, or the weight of their classes."""
+    if class_weights is None:
+        return counted.sum()
+    return (class_weights[labels.masked_fill(~counted, 0)] * counted).sum()
 
 
 def hard_pixels(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densekd.errors import ConfigError, ModelError, ShapeError, nearest
 from densekd.taps import main_output
-from densekd.tasks.losses import check_labels, cross_entropy, dice, hard_pixels
+from densekd.tasks.losses import check_labels, cross_entropy, dice, hard_pixels, pixel_weight
 from densekd.tasks.specs import SegmentationSpec
 
 
@@ -71,7 +71,17 @@ class SegmentationTask:
         """Names of the parts that `loss` returns."""
         return self.spec.parts
 
-    def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def pixels(self, labels: Tensor) -> Tensor | None:
+        """What the cross-entropy of this batch is divided by: its labelled pixels, or the weight of their classes.
+
+        None where the number is not known before the loss is: hard pixels (`ohem`), and without a cross-entropy.
+        """
+        if not self.spec.cross_entropy or self.spec.ohem is not None:
+            return None
+        weights = None if self._class_weights is None else self._class_weights.to(labels.device)
+        return pixel_weight(labels, labels != self.ignore_index, weights)
+
+    def loss(self, output: Any, labels: Tensor, pixels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss on one batch.
 
         Logits are brought to the size of the labels bilinearly (`align_corners=False`), in float32.
@@ -79,6 +89,9 @@ class SegmentationTask:
         Args:
             output: whatever the network returned (see `densekd.taps.main_output`).
             labels: int64 `(N, H, W)`: ids and `ignore_index`.
+            pixels: what the cross-entropy is divided by, a scalar; default `self.pixels(labels)`. A training that
+                shares a batch out gives each part the mean of all parts' numbers: the mean of their losses is then
+                that of the whole batch, wherever its void pixels lie. Dice and hard pixels are of each part alone.
 
         Returns:
             The sum of the weighted parts, and each weighted part, detached: "cross_entropy", "dice" and
@@ -90,9 +103,9 @@ class SegmentationTask:
             ShapeError: labels of another batch size, or not `(N, H, W)`.
         """
         check_labels(labels, self.num_classes, self.ignore_index)
-        parts = self._parts(self._logits(output, "output"), labels)
+        parts = self._parts(self._logits(output, "output"), labels, pixels)
         if self.spec.auxiliary:
-            further = self._parts(self._logits(_auxiliary(output), "auxiliary output"), labels)
+            further = self._parts(self._logits(_auxiliary(output), "auxiliary output"), labels, pixels)
             parts["auxiliary"] = self.spec.auxiliary * torch.stack(list(further.values())).sum()
         total = torch.stack(list(parts.values())).sum()
         return total, {name: part.detach() for name, part in parts.items()}
@@ -141,7 +154,7 @@ class SegmentationTask:
                 return logits
             return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
-    def _parts(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _parts(self, logits: Tensor, labels: Tensor, pixels: Tensor | None) -> dict[str, Tensor]:
         if labels.ndim != 3 or len(labels) != len(logits):
             raise ShapeError(f"labels: expected ({len(logits)}, H, W), got {tuple(labels.shape)}")
         spec = self.spec
@@ -158,6 +171,7 @@ class SegmentationTask:
                 class_weights=self._class_weights,
                 label_smoothing=spec.label_smoothing,
                 keep=keep,
+                pixels=None if keep is not None else pixels,
             )
         if spec.dice:
             parts["dice"] = spec.dice * dice(logits, labels, ignore_index=self.ignore_index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -54,13 +55,15 @@ class Adversaries:
 
     def _backward(self, name: str) -> float:
         value = self.found[name].loss()
-        if not bool(torch.isfinite(value)):
-            raise NonFiniteError(f"{column(name)} = {float(value.detach())}")
+        # The mean over the ranks is not finite where one is not: no rank goes on alone.
+        mean = float(self._accelerator.reduce(value.detach().clone(), reduction="mean"))
+        if not math.isfinite(mean):
+            raise NonFiniteError(f"{column(name)} = {mean}")
         value.backward()  # type: ignore[no-untyped-call]
         gradients = self._averaged(self.found[name].network)
         if not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
             raise NonFiniteError(f"the gradient of {column(name)}")
-        return float(value.detach())
+        return mean
 
     def _averaged(self, network: nn.Module) -> list[Tensor]:
         """The gradients, averaged over the ranks: these networks are wrapped by nothing that does it."""

@@ -75,9 +75,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path, name: str) -> 
 class Checkpointer:
     """Saves and restores all a resume needs: student, adapters, optimiser, adversaries, moving average, position."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, *, writes: bool = True) -> None:
         self.folder = folder / "checkpoints"
-        self.keep = keep
+        self.keep, self.writes = keep, writes
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -101,6 +101,8 @@ class Checkpointer:
             content["scaler.json"] = json.dumps(scaler.state_dict()).encode()
         content[_SUMS] = json.dumps({name: files.sha256(data) for name, data in content.items()}).encode()
         path = self.path(position.taken)
+        if not self.writes:
+            return path
         files.write_folder(path, content)
         files.write_text(self.folder / "latest", path.name + "\n")
         self._drop_old(position)

@@ -12,6 +12,7 @@ from densekd import files
 from densekd.records import BestScores, Scores
 from densekd.training.batcher import Batcher
 from densekd.training.checkpointer import Checkpointer, Position
+from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted, StopSignals
 from densekd.training.specs import TrainSpec
@@ -33,6 +34,10 @@ class Progress(Protocol):
 Evaluate = Callable[[Callable[[int, int], None]], Scores]
 
 
+class Abandoned(Exception):  # noqa: N818 - not an error: the loop asks why
+    """An evaluation was left in the middle: a process was asked to stop. Raised in all of them."""
+
+
 @dataclass
 class Loop:
     """The parts of one training run, joined by `run`."""
@@ -46,6 +51,7 @@ class Loop:
     evaluate: Evaluate
     progress: Progress
     signals: StopSignals
+    peers: Peers = field(default_factory=Peers)
     _saved: tuple[int, bool] | None = None
     """Steps and evaluation of the newest checkpoint: it need not be written again."""
     _saved_at: float = field(default_factory=time.monotonic)
@@ -54,7 +60,7 @@ class Loop:
         """Train from `position` to the last step.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint of this very moment is written.
+            Interrupted: Ctrl-C or SIGTERM, in any process; a checkpoint of this very moment is written.
             NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands.
         """
         micro = self.spec.accumulate
@@ -86,24 +92,22 @@ class Loop:
         return position.taken == self.steps or (every is not None and position.taken % every == 0)
 
     def _evaluate(self, position: Position) -> None:
-        def watch(done: int, images: int) -> None:
-            self.leave_if_asked(position)
-            self.progress.evaluating(done, images)
-
-        scores = self.evaluate(watch)
+        scores = self.evaluated(self.evaluate, position)
         best = position.best is None or scores.miou > position.best["miou"]
         position.last = scores.model_dump(mode="json")
         if best:
             position.best = {**position.last, "step": position.taken}
             # A kill between here and the checkpoint is harmless: the resumed run comes here again with equal bits.
-            files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
+            if self.peers.first:
+                files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
         position.evaluated = True
         self.progress.evaluated(position.taken, scores, best)
 
     def _checkpoint_due(self, position: Position) -> bool:
         # By the clock too: with seconds a step, a count of steps alone could lose an hour to a kill.
         waited = time.monotonic() - self._saved_at
-        return position.taken % self.spec.checkpoint_every == 0 or waited >= 60 * self.spec.checkpoint_minutes
+        due = position.taken % self.spec.checkpoint_every == 0 or waited >= 60 * self.spec.checkpoint_minutes
+        return bool(self.peers.most(due))
 
     def _save(self, position: Position) -> None:
         if self._saved == (position.taken, position.evaluated):
@@ -113,18 +117,37 @@ class Loop:
         self._saved, self._saved_at = (position.taken, position.evaluated), time.monotonic()
         self.recorder.update(**scores_of(position))
 
+    def evaluated(self, evaluate: Evaluate, position: Position) -> Scores:
+        """The scores that `evaluate` gives, watched.
+
+        Raises:
+            Interrupted: a signal came before its end.
+        """
+
+        def watch(done: int, images: int) -> None:
+            if self.peers.world == 1:
+                self.leave_if_asked(position)
+            elif self.signals.asked is not None:
+                raise Abandoned
+            self.progress.evaluating(done, images)
+
+        try:
+            return evaluate(watch)
+        except Abandoned:
+            self.leave_if_asked(position)
+            raise
+
     def leave_if_asked(self, position: Position) -> None:
-        """Save and leave when a signal came.
+        """Save and leave when a signal came, to whichever process.
 
         Raises:
             Interrupted: one did.
         """
-        if self.signals.asked is None:
+        asked = self.peers.most(self.signals.asked or 0)
+        if not asked:
             return
         self._save(position)
-        raise Interrupted(
-            f"stopped after step {position.taken} of {self.steps}; everything is saved", self.signals.asked
-        )
+        raise Interrupted(f"stopped after step {position.taken} of {self.steps}; everything is saved", asked)
 
 
 def scores_of(position: Position) -> dict[str, Any]:

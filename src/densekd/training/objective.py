@@ -21,7 +21,9 @@ class TaskLoss(Protocol):
     def parts(self) -> tuple[str, ...]:
         """Names of the parts that `loss` returns."""
 
-    def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def loss(self, output: Any, labels: Tensor, pixels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def pixels(self, labels: Tensor) -> Tensor | None: ...
 
 
 class Objective(nn.Module):
@@ -29,8 +31,15 @@ class Objective(nn.Module):
 
     student: nn.Module
 
-    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`pixels`: what the task's sum over labelled pixels is divided by; None: their number in this batch."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def pixels(self, label: Tensor) -> Tensor | None:
+        """What the task's sum over the pixels of this batch is divided by; None where no such number is known."""
+        return None
 
     def extra_state(self) -> nn.Module | None:
         """What is trained besides the student (adapters, loss parameters, auxiliary head), for checkpoints."""
@@ -57,8 +66,13 @@ class Alone(Objective):
         self.auxiliary = auxiliary_of(student)
         self._task = task
 
-    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._task.loss(self.student(image), label)
+    def forward(
+        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._task.loss(self.student(image), label, pixels)
+
+    def pixels(self, label: Tensor) -> Tensor | None:
+        return self._task.pixels(label)
 
     def extra_state(self) -> nn.Module | None:
         return self.auxiliary
@@ -94,10 +108,15 @@ class Distilled(Objective):
     def student(self) -> nn.Module:  # type: ignore[override]
         return self.distiller.student
 
-    def forward(self, image: Tensor, label: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         out = self.distiller(image, labels=label, valid=valid)
-        task, parts = self._task.loss(out.student, label)
+        task, parts = self._task.loss(out.student, label, pixels)
         return task + out.loss, {**parts, **out.parts}
+
+    def pixels(self, label: Tensor) -> Tensor | None:
+        return self._task.pixels(label)
 
     def extra_state(self) -> nn.Module | None:
         if self.auxiliary is None:

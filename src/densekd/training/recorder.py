@@ -19,14 +19,14 @@ _FLUSH_SECONDS = 20.0
 
 
 class Recorder:
-    """Collects a row per logged step and keeps `record.json` up to date.
+    """Collects a row per logged step and keeps `record.json` up to date; of several processes, only one `writes`.
 
     `step` in a row counts from 1: the number of steps taken. Floats are written with `repr`, so that two logs can be
     compared bit for bit. On a resume the rows after the checkpoint are dropped: those steps are taken again.
     """
 
-    def __init__(self, folder: Path, record: RunRecord, log_every: int) -> None:
-        self.folder, self.record, self.log_every = folder, record, log_every
+    def __init__(self, folder: Path, record: RunRecord, log_every: int, *, writes: bool = True) -> None:
+        self.folder, self.record, self.log_every, self.writes = folder, record, log_every, writes
         self.rows: list[dict[str, str]] = []
         self._written = time.monotonic()
         self._seconds_before = record.cost.total_seconds
@@ -42,7 +42,7 @@ class Recorder:
         Raises:
             CheckpointError: rows that must be there are not, or cannot be read.
         """
-        if step < self.log_every:
+        if step < self.log_every or not self.writes:
             return
         try:
             rows = list(csv.DictReader(io.StringIO(self.log_path.read_text(encoding="utf-8"))))
@@ -70,7 +70,7 @@ class Recorder:
 
     def write_log(self) -> None:
         """Write `log.csv`."""
-        if self.rows:
+        if self.rows and self.writes:
             columns = list(dict.fromkeys(name for row in self.rows for name in row))
             stream = io.StringIO()
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
@@ -89,7 +89,8 @@ class Recorder:
         )
         changed = {"cost": changes.pop("cost", cost), **changes}
         self.record = self.record.model_copy(update=changed)
-        files.write_json(self.folder / "record.json", dump(self.record))
+        if self.writes:
+            files.write_json(self.folder / "record.json", dump(self.record))
 
     def seconds_per_step(self) -> float | None:
         """Median seconds of a step, the first three left out (they pay for start-up)."""

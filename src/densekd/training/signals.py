@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -32,11 +33,13 @@ class StopSignals:
 
     Args:
         said: called at the first signal with a line for the user, who would else see nothing until the step ends.
+        grace: seconds in which a further signal is the same one, by another way: a launcher hands on to its processes
+            what the terminal has sent to all of them.
     """
 
-    def __init__(self, said: Callable[[str], None] | None = None) -> None:
+    def __init__(self, said: Callable[[str], None] | None = None, grace: float = 0.0) -> None:
         self.asked: int | None = None
-        self._said = said
+        self._said, self._grace, self._at = said, grace, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -54,8 +57,10 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.asked is not None:
+            if time.monotonic() - self._at < self._grace:
+                return
             raise KeyboardInterrupt
-        self.asked = number
+        self.asked, self._at = number, time.monotonic()
         if self._said is not None:
             again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
             # The signal may have come in the middle of another line on the same stream, which refuses a second one.

@@ -90,6 +90,11 @@ class TrainSpec(Spec):
     )
     batch_size: PositiveInt = Field(default=8, description="labelled images a step (per micro-batch and device)")
     accumulate: PositiveInt = Field(default=1, description="micro-batches whose gradients are averaged into one step")
+    global_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="labelled images a step over all processes, whatever their number: `accumulate` is found from it; "
+        "null: batch_size x accumulate x processes",
+    )
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="optimiser")
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec, description="learning-rate schedule")
     clip_norm: PositiveFloat | None = Field(
@@ -119,6 +124,12 @@ class TrainSpec(Spec):
             raise ValueError("give exactly one of `steps` and `epochs`, and null for the other")
         return self
 
+    @model_validator(mode="after")
+    def _one_step(self) -> TrainSpec:
+        if self.global_batch_size is not None and self.accumulate != 1:
+            raise ValueError("accumulate is found from `global_batch_size`: leave one of the two out")
+        return self
+
 
 class RuntimeSpec(Spec):
     """Where and how the run computes; no value here may change what is learned beyond rounding."""
@@ -128,3 +139,11 @@ class RuntimeSpec(Spec):
     workers: int = Field(default=0, ge=0, description="processes that load data; 0: the main process")
     threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null: torch's own choice")
     channels_last: bool = Field(default=True, description="memory layout of student, teacher and images")
+    sync_batchnorm: Literal["auto"] | bool = Field(
+        default="auto",
+        description="several processes: batch norm takes its statistics over all of them (CUDA only); auto: on CUDA",
+    )
+    fsdp: bool = Field(
+        default=False,
+        description="several processes: shard the student, its gradients and the optimiser's state over them (FSDP2)",
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,13 +20,17 @@ from densekd.failures import told
 from densekd.training.adversaries import Adversaries
 from densekd.training.objective import Objective, padding_mask
 from densekd.training.optimizers import set_learning_rate
+from densekd.training.peers import Peers
 from densekd.training.schedules import learning_rate_factor, term_weight
 from densekd.training.specs import TermSpec, TrainSpec
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Losses are means over its micro-batches (an adversary's: of the last); times in seconds."""
+    """What one step did. Losses are means over its micro-batches (an adversary's: of the last); times in seconds.
+
+    With several processes losses are means over all, times those of one.
+    """
 
     loss: float
     parts: Mapping[str, float]
@@ -48,6 +53,8 @@ class Stepper:
         steps: number of steps of the whole run.
         seed: the run's seed; every step seeds the global generators from (seed, step), so dropout and the like do
             not depend on where a run was interrupted.
+        peers: the processes that train together.
+        unit: so many micro-batches, over processes first, are one batch to the task's mean over labelled pixels.
     """
 
     def __init__(
@@ -61,10 +68,13 @@ class Stepper:
         steps: int,
         seed: int,
         channels_last: bool,
+        peers: Peers | None = None,
+        unit: int = 1,
     ) -> None:
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.spec, self.terms, self.steps, self.seed = spec, list(terms), steps, seed
         self.channels_last = channels_last
+        self.peers, self.unit = peers or Peers(), unit
         self.plain: Objective = accelerator.unwrap_model(objective)
         self.adversaries = Adversaries(accelerator, self.plain.adversaries())
         self.average: AveragedModel | None = None
@@ -89,7 +99,7 @@ class Stepper:
             return self._step(number, batches)
 
     def _step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
-        begin, waited = time.perf_counter(), 0.0
+        begin = time.perf_counter()
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
         factor = learning_rate_factor(self.spec.schedule, number, self.steps)
         rate = set_learning_rate(self.optimizer, factor)
@@ -97,12 +107,10 @@ class Stepper:
         self.objective.train()
         count = self.spec.accumulate
         collected: list[dict[str, Tensor]] = []
-        for micro in range(count):
-            fetch = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - fetch
+        timed = Timed(batches)
+        for micro, (batch, pixels) in enumerate(self._shared_out(timed, count)):
             with self.accelerator.no_sync(self.objective) if micro < count - 1 else nullcontext():
-                collected.append(self._forward_backward(batch, number, count))
+                collected.append(self._forward_backward(batch, pixels, number, count))
         norm = self._clip(number)
         played = self._adversaries_backward(number)
         self.optimizer.step()
@@ -113,17 +121,41 @@ class Stepper:
             self.average.update_parameters(self.plain.student)
         means = {name: sum(float(part[name]) for part in collected) / count for name in collected[0]}
         total = means.pop("")
-        return StepResult(total, {**means, **played}, norm, rate, time.perf_counter() - begin, waited, skipped)
+        seconds = time.perf_counter() - begin
+        return StepResult(total, {**means, **played}, norm, rate, seconds, timed.waited, skipped)
 
-    def _forward_backward(self, batch: Mapping[str, Any], number: int, count: int) -> dict[str, Tensor]:
+    def _shared_out(
+        self, batches: Iterator[dict[str, Any]], count: int
+    ) -> Iterable[tuple[dict[str, Any], Tensor | None]]:
+        """The micro-batches of a step, and what the task's loss of each is divided by (None: by its own pixels).
+
+        A unit of several micro-batches is divided by the mean of their pixels, so that the mean of their losses is
+        the loss of all of them as one batch.
+        """
+        if self.unit == 1:
+            return ((batch, None) for batch in islice(batches, count))
+        step = list(islice(batches, count))
+        own = [self.plain.pixels(batch["label"]) for batch in step]
+        if any(pixels is None for pixels in own):
+            return [(batch, None) for batch in step]
+        counts = torch.stack([pixels.double() for pixels in own if pixels is not None])
+        # In the order of the stream: micro-batch m of rank r is number m * world + r.
+        stream = self.peers.gathered(counts).T.reshape(-1, self.unit)
+        means = stream.mean(1, keepdim=True).expand_as(stream).reshape(count, -1)[:, self.peers.rank]
+        return list(zip(step, means.unbind(), strict=True))
+
+    def _forward_backward(
+        self, batch: Mapping[str, Any], pixels: Tensor | None, number: int, count: int
+    ) -> dict[str, Tensor]:
         image = batch["image"].to(self.accelerator.device, non_blocking=True)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         label = batch["label"].to(self.accelerator.device, non_blocking=True)
         mask = padding_mask(batch["valid"])
         valid = None if mask is None else mask.to(self.accelerator.device, non_blocking=True)
-        total, parts = self.objective(image, label, valid)
-        values = {**parts, "": total.detach()}
+        total, parts = self.objective(image, label, valid, pixels)
+        # The mean is not finite where one is not: no process goes on alone.
+        values = self.peers.means({**parts, "": total.detach()})
         _require_finite(values, number)
         self.accelerator.backward(total / count)
         return values
@@ -153,6 +185,23 @@ class Stepper:
         if limit is not None:
             nn.utils.clip_grads_with_norm_([parameter for _, parameter, _ in named], limit, norm)
         return float(norm)
+
+
+class Timed:
+    """An iterator, and the seconds that were waited for it."""
+
+    def __init__(self, items: Iterator[dict[str, Any]]) -> None:
+        self._items, self.waited = items, 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        begin = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.waited += time.perf_counter() - begin
 
 
 _KEPT = (
