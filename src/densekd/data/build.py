@@ -133,8 +133,8 @@ def _strange(name: str, facts: Sequence[Facts], reader: MaskReader) -> list[str]
 
 
 def _refuse_mixed_sizes(found: Sequence[tuple[int, int]], augment: AugmentSpec, what: str) -> None:
-    sizes = sorted(set(found))
-    if augment.size is None and augment.crop is None and len(sizes) > 1:
+    sizes = sorted({augment.resized(*size) for size in found})
+    if augment.crop is None and len(sizes) > 1:
         (low_h, low_w), (high_h, high_w) = sizes[0], sizes[-1]
         raise DataError(
             f"{what} have {len(sizes)} sizes, from {low_h}x{low_w} to {high_h}x{high_w} (height x width), "

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from densekd.data.augment import AugmentSpec as AugmentSpec
+from densekd.data.augment import Positive
 from densekd.data.scenes import ScenesSpec
 from densekd.spec import Spec
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
-Positive = Annotated[int, Field(ge=1)]
-Size = tuple[Positive, Positive]
 
 
 def _pattern(value: str | None) -> str | None:
@@ -24,56 +24,6 @@ def _pattern(value: str | None) -> str | None:
         except re.error as error:
             raise ValueError(f"{value!r} is not a regular expression: {error}") from None
     return value
-
-
-class JitterSpec(Spec):
-    """Random change of colours; each number is the half-width of the range, 0 switches it off."""
-
-    brightness: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    contrast: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    saturation: float = Field(default=0.0, ge=0, description="factor drawn from [max(0, 1 - x), 1 + x]")
-    hue: float = Field(
-        default=0.0, ge=0, le=0.5, description="shift drawn from [-x, x] of the colour circle (slow on a CPU)"
-    )
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is changed at all."""
-        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
-
-
-class AugmentSpec(Spec):
-    """From a stored image to what the network sees. Evaluation uses `size`, `mean` and `std` alone."""
-
-    size: Size | None = Field(default=None, description="height and width to resize to; null: as stored")
-    scale: tuple[float, float] = Field(
-        default=(0.5, 2.0), description="training: range of a random factor on that size, both sides alike"
-    )
-    crop: Size | None = Field(
-        default=None, description="training: height and width of a random crop; null: `size`, or the stored size"
-    )
-    flip: float = Field(default=0.5, ge=0, le=1, description="training: probability of a left-right flip")
-    jitter: JitterSpec = Field(default_factory=JitterSpec, description="training: random change of colours")
-    mean: tuple[float, float, float] = Field(
-        default=(0.485, 0.456, 0.406), description="subtracted from red, green and blue in [0, 1]"
-    )
-    std: tuple[float, float, float] = Field(
-        default=(0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
-    )
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] <= 100:
-            raise ValueError(f"expected [low, high] with 0 < low <= high <= 100, got {list(value)}")
-        return value
-
-    @field_validator("std")
-    @classmethod
-    def _std_divides(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
-            raise ValueError(f"expected three numbers above 0, got {list(value)}")
-        return value
 
 
 class MasksSpec(Spec):

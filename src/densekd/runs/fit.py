@@ -29,8 +29,9 @@ def require_fit(
     if multiple == 1:
         return
     key, size = _training_size(recipe, who)
-    given = "is not set and the images are stored as " if size is None else ""
-    size = size or stored()
+    how = "stored as" if recipe.data.augment.fit is None else "fitted to"
+    given = f"is not set and the images are {how} " if size is None else ""
+    size = size or recipe.data.augment.resized(*stored())
     fitting = fitting_size(size, multiple)
     if size != fitting:
         raise ConfigError(
