@@ -48,14 +48,33 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     return {stem: images[stem] for stem in sorted(kept)}, notices
 
 
+_MASKS_BESIDE = {
+    "masks": "images",
+    "annotations": "images",
+    "gtFine": "leftImg8bit",
+    "SegmentationClass": "JPEGImages",
+    "SegmentationClassAug": "JPEGImages",
+    "SegmentationObject": "JPEGImages",
+    "trainannot": "train",
+    "valannot": "val",
+    "testannot": "test",
+    "LabeledApproved_full": "701_StillsRaw_full",
+}
+
+
 def _refuse_masks(root: Path, files: Iterable[Path]) -> None:
-    """Refuse files of a folder `masks` that stands beside a folder `images`, at any depth below `root`."""
+    """Refuse files of a folder of masks that stands beside its folder of images, at any depth below `root`."""
+    seen: set[Path] = set()
     for file in files:
         for folder in file.parents:
-            if folder.name == "masks" and (folder.parent / "images").is_dir():
+            if folder in seen:
+                break
+            seen.add(folder)
+            images = _MASKS_BESIDE.get(folder.name)
+            if images is not None and (folder.parent / images).is_dir():
                 raise DataError(
                     f"{root}: {folder} holds masks, and they would be taken for images; set data.unlabelled.root to "
-                    f"{folder.parent / 'images'}"
+                    f"{folder.parent / images}"
                 )
             if folder == root:
                 break

@@ -7,7 +7,7 @@ from typing import Any
 
 from densekd.config import Recipe, load_recipe
 from densekd.data.kinds import AnyDataSpec
-from densekd.data.specs import ScenesDataSpec
+from densekd.data.specs import FolderSpec, ScenesDataSpec
 from densekd.errors import ConfigError, RunError, nearest
 from densekd.evaluate import evaluate
 from densekd.records import Scores
@@ -17,9 +17,12 @@ from densekd.runs.folder import Run
 _READ = ("data", "evaluation", "runtime", "train.evaluate_batch_size")
 _TRAINING_ONLY = (
     "data.augment.scale",
+    "data.augment.scale_step",
     "data.augment.crop",
+    "data.augment.max_class_share",
     "data.augment.flip",
     "data.augment.jitter",
+    "data.augment.distortion",
     "data.unlabelled",
 )
 
@@ -30,8 +33,9 @@ def _refuse_unread(overrides: Mapping[str, Any]) -> None:
         if _within(key, _READ) and not _within(key, _TRAINING_ONLY):
             continue
         raise ConfigError(
-            f"override {key}: an evaluation does not read it; it scores the run's own student and task. What can be "
-            "changed: data.* (of data.augment: size, mean, std), evaluation.*, runtime.*, train.evaluate_batch_size"
+            f"override {key}: an evaluation does not read it; it scores the run's own student and task. What can "
+            "be changed: data.* (of data.augment: size, fit, mean, std), evaluation.*, runtime.*, "
+            "train.evaluate_batch_size"
         )
 
 
@@ -66,6 +70,17 @@ def _refuse_other_parts(before: AnyDataSpec, after: AnyDataSpec) -> None:
         )
 
 
+def _official(recipe: Recipe, split: str) -> str:
+    """What to say of a benchmark's own split that is not opened; empty for any other name."""
+    data = recipe.data
+    if isinstance(data, ScenesDataSpec | FolderSpec):
+        return ""
+    if split in data.benchmark.images:
+        folder = f"{data.root}/{data.benchmark.images[split]}"
+        return f"{data.benchmark.title} keeps its labels to itself; `densekd predict` takes its images, {folder}"
+    return f"is not opened; data.extra=[{split}] opens it" if split in data.benchmark.counts else ""
+
+
 def _require_split(recipe: Recipe, split: str) -> None:
     """Refuse a split that there is not.
 
@@ -81,7 +96,10 @@ def _require_split(recipe: Recipe, split: str) -> None:
         )
     names = ["val", "train", *(() if held else extra)]
     if split not in names:
-        raise RunError(f"--split {split!r}: no such split{nearest(split, names)}; there are {', '.join(names)}")
+        raise RunError(
+            f"--split {split!r}: {_official(recipe, split) or 'no such split' + nearest(split, names)}; "
+            f"there are {', '.join(names)}"
+        )
 
 
 def score_run(

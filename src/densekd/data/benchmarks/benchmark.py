@@ -129,11 +129,13 @@ class Benchmark:
         """
         if classes is None:
             return tuple(self.colors[name] for name in self.classes)
-        found: list[Color] = []
-        for place, labels in enumerate(classes.values()):
+        found: dict[Color, None] = {}
+        spare = iter(made_palette(2 * len(classes)))
+        for labels in classes.values():
             color = self.colors[labels[0]]
-            spare = (made for made in made_palette(len(classes) + place + 1)[place:] if made not in found)
-            found.append(next(spare) if color == _BLACK or color in found else color)
+            while color == _BLACK or color in found:
+                color = next(spare)
+            found[color] = None
         return tuple(found)
 
     def values(self, classes: Classes | None = None) -> tuple[Any, ...]:

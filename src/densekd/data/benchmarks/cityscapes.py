@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from densekd.data.benchmarks.benchmark import VOID, Benchmark, Encoding, Layout
 from densekd.data.benchmarks.layout import by_name, joined, left_out, matched
 from densekd.data.benchmarks.spec import BenchmarkSpec
 from densekd.data.folder import Scan
+from densekd.data.masks import MaskReader
 from densekd.data.specs import Color
+from densekd.errors import DataError
 
 
 class Label(NamedTuple):
@@ -81,9 +85,25 @@ _TRAIN_IDS = Encoding(
     {label.train_id: label.name for label in _LEARNED},
     _CLASSES,
 )
+_HIGHEST_TRAIN_ID = max(label.train_id for label in _LEARNED)
 _IMAGE = "_leftImg8bit.png"
 _SUFFIXES = {"labelIds": "_gtFine_labelIds.png", "labelTrainIds": "_gtFine_labelTrainIds.png"}
 _PARTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
+
+
+class LabelIdsReader(MaskReader):
+    """Refuses a file of labelIds whose values could all be train ids: those names are easily mistaken.
+
+    No street is without a car, a plant, the sky and every sign: label ids above 18 are in every file of the download.
+    """
+
+    def _from_ids(self, values: NDArray, path: Path) -> NDArray[np.int64]:
+        if values.size and values.max() <= _HIGHEST_TRAIN_ID:
+            raise DataError(
+                f"{path}: no value above {_HIGHEST_TRAIN_ID}: these seem to be train ids under the name of labelIds; "
+                "data.labels=labelIds reads it as label ids all the same"
+            )
+        return super()._from_ids(values, path)
 
 
 def _needs(root: Path, split: str) -> tuple[str, ...]:
@@ -115,7 +135,8 @@ def _find(spec: CityscapesSpec, root: Path, splits: Sequence[str]) -> Layout:
 
     scans = {part: scan(part) for part in parts}
     found = {split: joined(scans[part] for part in _PARTS[split]) for split in splits}
-    return Layout(found, _IDS if kind == "labelIds" else _TRAIN_IDS, [*notices, *said])
+    encoding, guessed = (_IDS, spec.labels == "auto") if kind == "labelIds" else (_TRAIN_IDS, False)
+    return Layout(found, encoding, [*notices, *said], LabelIdsReader if guessed else MaskReader)
 
 
 def _kind(
