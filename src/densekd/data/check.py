@@ -55,8 +55,14 @@ class ProblemsError(DataError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         self.heading = f"{count} in {files} {what}"
+        listed = "".join(f"\n  {problem}" for problem in problems[:_LISTED])
         more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        super().__init__(f"{self.heading}:{''.join(f'{chr(10)}  {problem}' for problem in problems[:_LISTED])}{more}")
+        super().__init__(f"{self.heading}:{listed}{more}")
+        self._made_of = (self.problems, files, what)
+
+    def __reduce__(self) -> tuple[type[ProblemsError], tuple[tuple[str, ...], int, str]]:
+        """Exceptions are copied by their message alone unless they say how."""
+        return type(self), self._made_of
 
 
 def complain(problems: Sequence[str], files: int, what: str = "image-mask pairs") -> None:
