@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, dotted
 
+_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
 
@@ -24,16 +26,19 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run's best student on a split."""
+    from densekd.config import load_recipe
     from densekd.runs import Run
     from densekd.runs.score import score_run
 
-    opened = Run.load(run)
+    opened, changed = Run.load(run), dotted(overrides)
     with Watch() as watch:
-        scores = score_run(opened, split, dotted(overrides), None if quiet else watch.counting)
+        scores = score_run(opened, split, changed, None if quiet else watch.counting)
+    used = load_recipe(opened.path / "recipe.yaml", changed).evaluation
     if as_json:
         import json
 
-        typer.echo(json.dumps(scores.model_dump(mode="json"), indent=2))
+        told = {"split": split, **scores.model_dump(mode="json"), "evaluation": used.model_dump(mode="json")}
+        typer.echo(json.dumps(told, indent=2))
         return
     rows: list[dict[str, Any]] = [
         {
@@ -50,39 +55,68 @@ def evaluate(
             for name, value in scores.iou.items()
         ]
     table(rows, title=str(run))
+    if not quiet:
+        complain(f"evaluation: {used.in_words()}")
 
 
 @guarded
 def predict(
     run: RunArgument,
-    inputs: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for masks and overlays.")] = Path("predictions"),
+    inputs: Annotated[
+        list[str], typer.Argument(help="Images or folders of images; evaluation.key=value among them.", metavar="INPUT")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("predictions"),
+    submission: Annotated[
+        str | None,
+        typer.Option("--submission", help="The files of a benchmark's server: cityscapes, ade20k, voc, voc-comp5."),
+    ] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Pack a submission as one file to upload.")] = False,
+    only: Annotated[Path | None, typer.Option("--only", help="Text file: the images named in it alone.")] = None,
+    overlays: Annotated[
+        bool | None, typer.Option("--overlays/--no-overlays", help="Draw overlays; by default not for a submission.")
+    ] = None,
     alpha: Annotated[float, typer.Option("--alpha", min=0.0, max=1.0, help="Strength of the colours.")] = 0.5,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images, or windows, at a time.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files.")] = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
-    """Segment images: colour masks and overlays with a legend."""
+    """Segment images: colour masks and overlays with a legend, or a benchmark's submission."""
     from densekd.predict import predict as run_predict
     from densekd.runs import Run
 
     opened = Run.load(run)
+    changes = [text for text in inputs if _OVERRIDE.match(text) and not Path(text).exists()]
     with Watch() as watch:
 
         def count(done: int, total: int) -> None:
             watch.counting("predicting", done, total)
 
+        def check(done: int, total: int) -> None:
+            watch.counting("checking", done, total)
+
         made = run_predict(
             opened,
-            inputs,
+            [Path(text) for text in inputs if text not in changes],
             out,
+            overrides=dotted(changes),
+            submission=submission,
+            only=only,
+            overlays=overlays,
+            archive=archive,
             batch_size=batch_size,
             alpha=alpha,
             progress=None if quiet else count,
+            checking=None if quiet else check,
             said=None if quiet else watch.said,
             force=force,
         )
     table([one.row() for one in made], as_json=as_json)
     if not quiet:
-        complain(f"{len(made)} images: masks and overlays in {out}")
+        complain(f"{len(made)} images: {_written(submission, overlays)} in {out}")
+
+
+def _written(submission: str | None, overlays: bool | None) -> str:
+    if submission is not None:
+        return f"results for {submission}" + (" and overlays" if overlays else "")
+    return "masks" if overlays is False else "masks and overlays"
