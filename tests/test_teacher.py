@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.errors import ArgumentError, ShapeError, TapError
-from densekd.teacher import Batch, ClassMap, LiveTeacher, TeacherImages, TeacherInput, TeacherSource
+from densekd.teacher import Batch, LiveTeacher, TeacherImages, TeacherInput, TeacherSource
 
 
 class TestBatch:
@@ -94,32 +94,3 @@ class TestTeacherInput:
             TeacherInput([], [], [], [])
         with pytest.raises(ShapeError, match="has 1 channels, the images have 3"):
             TeacherImages(TeacherInput(*one))(torch.rand(1, 3, 4, 4))
-
-
-class TestClassMap:
-    def test_merges_probabilities(self) -> None:
-        logits = torch.randn(2, 5, 3, 4, dtype=torch.float64)
-        merged = ClassMap([[1], [0, 3], [4, 2]]).teacher(logits)
-        p = logits.softmax(1)
-        expected = torch.stack([p[:, 1], p[:, 0] + p[:, 3], p[:, 4] + p[:, 2]], 1)
-        torch.testing.assert_close(merged.softmax(1), expected)
-
-    def test_unknown_classes_are_left_out_of_both(self) -> None:
-        classes = ClassMap([[1], [], [0, 2]])
-        logits = torch.randn(1, 3, 2, 2)
-        assert torch.equal(classes.student(logits), logits[:, [0, 2]])
-        assert classes.teacher(logits).shape == (1, 2, 2, 2)
-        whole = ClassMap([[0], [1]])
-        assert whole.student(logits) is logits
-
-    def test_refused(self) -> None:
-        with pytest.raises(ArgumentError, match="for student class 1 a list of teacher class numbers, got 3"):
-            ClassMap([[0], 3])  # type: ignore[list-item]
-        with pytest.raises(ArgumentError, match=r"student class 0 names a teacher class twice: \[1, 1\]"):
-            ClassMap([[1, 1]])
-        with pytest.raises(ArgumentError, match="no student class has a teacher class"):
-            ClassMap([[], []])
-        with pytest.raises(ArgumentError, match="has 2 entries, the student has 3 classes"):
-            ClassMap([[0], [1]]).check(3, 5)
-        with pytest.raises(ArgumentError, match=r"names teacher class 5, but the teacher has 5 classes \(0..4\)"):
-            ClassMap([[0], [5]]).check(2, 5)

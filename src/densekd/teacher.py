@@ -1,4 +1,4 @@
-"""The teacher's side: where its maps come from, the images it wants, and its label set."""
+"""The teacher's side: where its maps come from, and the images it wants."""
 
 from __future__ import annotations
 
@@ -185,66 +185,3 @@ class TeacherImages(nn.Module):
         if self.size is None or tuple(images.shape[2:]) == tuple(self.size):
             return images
         return F.interpolate(images, size=self.size, mode="bilinear", align_corners=False, antialias=True)
-
-
-class ClassMap:
-    """The teacher's class map in the student's label set.
-
-    Args:
-        groups: for each student class the teacher classes it merges: their logits are joined by
-            `logsumexp`, so that under a softmax over classes the probabilities add up. An empty list: the teacher
-            does not know this class, and its channel is compared for neither network.
-
-    Raises:
-        ArgumentError: not a list of lists of class numbers, or no class with a teacher class.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
-        self.groups: list[list[int]] = []
-        if isinstance(groups, str) or not isinstance(groups, Sequence):
-            raise ArgumentError(
-                "class_map: expected for each student class a list of teacher class numbers, as in [[0], [1, 2]], got "
-                f"a {type(groups).__name__}"
-            )
-        for place, group in enumerate(groups):
-            if not isinstance(group, Sequence) or any(not isinstance(c, int) or c < 0 for c in group):
-                raise ArgumentError(
-                    f"class_map: expected for student class {place} a list of teacher class numbers, got {group!r}"
-                )
-            if len(set(group)) != len(group):
-                raise ArgumentError(f"class_map: student class {place} names a teacher class twice: {list(group)}")
-            self.groups.append(list(group))
-        if not any(self.groups):
-            raise ArgumentError("class_map: no student class has a teacher class; expected a list of lists")
-        self.known = [place for place, group in enumerate(self.groups) if group]
-
-    def check(self, student_classes: int, teacher_classes: int) -> None:
-        """Raises:
-        ArgumentError: the map has another number of student classes, or names a teacher class there is not.
-        """
-        if len(self.groups) != student_classes:
-            raise ArgumentError(
-                f"class_map has {len(self.groups)} entries, the student has {student_classes} classes: expected one "
-                "list of teacher classes per student class"
-            )
-        highest = max(max(group) for group in self.groups if group)
-        if highest >= teacher_classes:
-            raise ArgumentError(
-                f"class_map names teacher class {highest}, but the teacher has {teacher_classes} classes "
-                f"(0..{teacher_classes - 1})"
-            )
-
-    def teacher(self, logits: Tensor) -> Tensor:
-        """`(N, teacher classes, H, W)` -> `(N, known student classes, H, W)`."""
-        merged = [
-            logits[:, group[0]] if len(group) == 1 else torch.stack([logits[:, c] for c in group]).logsumexp(0)
-            for group in self.groups
-            if group
-        ]
-        return torch.stack(merged, dim=1)
-
-    def student(self, logits: Tensor) -> Tensor:
-        """`(N, student classes, H, W)` -> the channels of the classes the teacher knows."""
-        if len(self.known) == len(self.groups):
-            return logits
-        return torch.stack([logits[:, place] for place in self.known], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from densekd.config.compare import CompareSpec
 from densekd.config.published import PublishedResult
@@ -18,6 +18,13 @@ from densekd.tasks.specs import SegmentationSpec
 from densekd.training.specs import RuntimeSpec, TermSpec, TrainSpec
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
 
 
 class StudentSpec(ModelSpec):
@@ -54,6 +61,16 @@ class TeacherSpec(ModelSpec):
     size: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None, description="its own input height and width; null: the student's"
     )
+    class_names: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=2,
+        description="its classes in the order of its outputs, when they are not the data's; null: the data's",
+    )
+    classes: dict[str, Names] | None = Field(
+        default=None,
+        description="for every class of the data those of the teacher that it stands for, {road: [road, parking], "
+        "sky: sky}; [] where the teacher does not know it; null: the teacher's class of the same name",
+    )
     untrained: bool = Field(
         default=False, description="allow a teacher without trained weights (for tests of the machinery)"
     )
@@ -62,6 +79,23 @@ class TeacherSpec(ModelSpec):
     def _mean_with_std(self) -> TeacherSpec:
         if (self.mean is None) != (self.std is None):
             raise ValueError("give `mean` and `std` together")
+        return self
+
+    @model_validator(mode="after")
+    def _named_once(self) -> TeacherSpec:
+        names = self.class_names or ()
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"class_names holds {name!r} twice: the classes could not be told apart")
+        owners: dict[str, str] = {}
+        for own, group in (self.classes or {}).items():
+            for name in group:
+                if name in owners:
+                    raise ValueError(
+                        f"classes: the teacher's {name!r} is in the groups of {owners[name]!r} and {own!r}: its "
+                        "probability would count twice; name it once"
+                    )
+                owners[name] = own
         return self
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from densekd.adapters import keyed_seed
+from densekd.class_map import ClassMap
 from densekd.distiller.plan import TermPlan, build_modules, describe, plan_term
 from densekd.distiller.sides import Sides, student_sides, teacher_sides
 from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
 from densekd.errors import ArgumentError, DensekdError, ModelError
 from densekd.taps import DryRun, TapReader, dry_run, preserved, training_without_norms
-from densekd.teacher import Batch, ClassMap, LiveTeacher, TeacherImages, TeacherSource
+from densekd.teacher import Batch, LiveTeacher, TeacherImages, TeacherSource
 
 
 @dataclass
@@ -204,8 +205,7 @@ def _freeze_unused(student: nn.Module, found: DryRun, run_in_eval: Callable[[], 
 def _unknown_classes(plans: Sequence[TermPlan], classes: ClassMap) -> list[str]:
     if not any(plan.by_class for plan in plans):
         return ["class_map has no effect: no term compares a class map of the student with one of the teacher"]
-    unknown = [place for place, group in enumerate(classes.groups) if not group]
-    if not unknown:
+    if not classes.unknown:
         return []
-    listed = ", ".join(map(str, unknown))
+    listed = ", ".join(map(str, classes.unknown))
     return [f"class_map: the teacher knows no class for student classes {listed}; they are not distilled"]

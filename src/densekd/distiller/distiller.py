@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.adapters import nearest_resize
+from densekd.class_map import ClassMap
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
 from densekd.distiller.plan import TermModules, TermPlan
@@ -19,7 +20,7 @@ from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, TapError, nearest
 from densekd.losses import Adversary
 from densekd.taps import TapReader, main_output
-from densekd.teacher import Batch, ClassMap, TeacherImages, TeacherInput, TeacherSource
+from densekd.teacher import Batch, TeacherImages, TeacherInput, TeacherSource
 
 
 class DistillOutput(NamedTuple):
@@ -61,7 +62,8 @@ class Distiller(nn.Module):
         example: images `(N, C, H, W)`, one is enough; a tuple of positional or a dict of keyword arguments where the
             networks take more.
         teacher_input: the teacher's own normalisation and size, when they are not the student's.
-        class_map: for each student class the list of teacher classes it merges, when the label sets differ.
+        class_map: for each student class the list of teacher classes it merges, when the label sets differ (see
+            `densekd.class_map.ClassMap`).
         num_classes: classes of the student, for losses that ask; default: the channels of its class map.
 
     Attributes:
@@ -216,7 +218,8 @@ class Distiller(nn.Module):
             student = plan.student.layout.to_nchw(student_maps[plan.student.tap], image_size)
             teacher = plan.teacher.layout.to_nchw(teacher_maps[plan.teacher.tap], _size(teacher_batch.images))
             if plan.by_class and self._classes is not None:
-                student, teacher = self._classes.student(student), self._classes.teacher(teacher)
+                teacher = self._classes.teacher(teacher, plan.student.shape[1])
+                student = self._classes.student(student)
             size = _size(teacher)
             value = self.adapters[plan.key](
                 student,

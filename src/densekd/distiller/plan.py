@@ -8,10 +8,10 @@ import torch
 from torch import Size, Tensor, nn
 
 from densekd.adapters import Adapter, Layout
+from densekd.class_map import ClassMap
 from densekd.distiller.term import Term, module_key
 from densekd.errors import ArgumentError, TapError
 from densekd.losses import DistillationLoss
-from densekd.teacher import ClassMap
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def plan_term(term: Term, student: Side, teacher: Side, classes: ClassMap | None
 def adapted_shapes(plan: TermPlan, classes: ClassMap | None) -> tuple[int, Size]:
     """Channels of the student map before the adapter, and the shape both maps have after it."""
     if plan.by_class and classes is not None:
-        known = len(classes.known)
+        known = classes.channels(plan.student.shape[1])
         return known, Size((plan.teacher.shape[0], known, *plan.teacher.shape[2:]))
     return plan.student.shape[1], plan.teacher.shape
 

@@ -32,6 +32,7 @@ from densekd.runs.mixing import in_words, unlabelled_share
 from densekd.runs.share import Share, share_out
 from densekd.runs.start import WEIGHT_OPTIONS, random_start
 from densekd.runs.synchronised import not_shared, require_acting, synchronised
+from densekd.runs.teacher_classes import TeacherClasses, teacher_classes
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages, TeacherInput
@@ -110,6 +111,15 @@ class Parts:
 
     def measured_student(self) -> Measured:
         return measure(self.student, self.example(1))
+
+    def teacher_classes(self) -> TeacherClasses | None:
+        """The teacher's own label set; None where it has that of the data."""
+        return teacher_classes(require_teacher(self.recipe), self.data.classes)
+
+    def teacher_outputs(self) -> int:
+        """Channels that the teacher's class map has."""
+        own = self.teacher_classes()
+        return self.task.num_outputs if own is None else len(own.names)
 
     def measured_teacher(self, teacher: nn.Module) -> Measured:
         return measure(teacher, self.teacher_example(1))
@@ -233,10 +243,13 @@ def build_teacher(parts: Parts) -> nn.Module:
     """The recipe's teacher with its weights, on the run's device, in eval mode; it has run once on two images.
 
     Raises:
-        ConfigError: the size of the training images, or of its own, does not fit it.
+        ConfigError: the size of the training images, or of its own, does not fit it; its classes do not fit the
+            data's.
         ModelError: it fails on them.
     """
-    network = load_teacher(parts.recipe, parts.task.num_outputs, parts.notices)
+    own = parts.teacher_classes()
+    parts.notices.extend([] if own is None else own.notices)
+    network = load_teacher(parts.recipe, parts.teacher_outputs(), parts.notices)
     require_fit(parts.recipe, network, "teacher", parts.stored_size)
     teacher = parts.to_device(network).eval()
     spec, images = require_teacher(parts.recipe), parts.teacher_example()
@@ -278,6 +291,7 @@ def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
         )
         for spec in parts.recipe.terms
     ]
+    own = parts.teacher_classes()
     torch.manual_seed(keyed_seed(parts.recipe.seed, "adapters"))
     distiller = Distiller(
         parts.student,
@@ -285,6 +299,7 @@ def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
         terms,
         parts.example(2),
         teacher_input=teacher_input(parts.recipe),
+        class_map=None if own is None else own.groups,
         num_classes=len(parts.data.classes),  # of the labels: a binary task has one output and two classes
     )
     distiller.adapters = synchronised(distiller.adapters, parts.recipe, parts.device, parts.launch)

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from densekd import files
 from densekd.config import Recipe
+from densekd.data.base import SegmentationSet
 from densekd.errors import DensekdError
 from densekd.evaluate import autocast, evaluate, evaluation_mode
 from densekd.records import Scores, StudyTeacher, dump
 from densekd.runs import Run
 from densekd.runs.assemble import teacher_input
 from densekd.runs.progress import Quiet
+from densekd.runs.teacher_view import scored_teacher
 from densekd.study.check import Opened
 from densekd.taps import holds_class_map, main_output, preserved
 from densekd.teacher import TeacherImages
@@ -55,7 +57,7 @@ def score_teacher(opened: Opened, folder: Path, watch: Quiet) -> StudyTeacher:
 def _key(recipe: Recipe, sha256: str) -> str:
     """Everything the scores depend on."""
     assert recipe.teacher is not None
-    own = recipe.teacher.model_dump(mode="json", include={"mean", "std", "size"})
+    own = recipe.teacher.model_dump(mode="json", include={"mean", "std", "size", "class_names", "classes"})
     parts = [part.model_dump(mode="json") for part in (recipe.data, recipe.task, recipe.evaluation)]
     return files.sha256(json.dumps([sha256, own, *parts, recipe.runtime.precision], sort_keys=True).encode())
 
@@ -75,30 +77,32 @@ def _gives_classes(opened: Opened) -> bool:
     precision = autocast(parts.device, parts.recipe.runtime.precision)
     with preserved(teacher), evaluation_mode(teacher), torch.no_grad(), precision:
         output = teacher(parts.teacher_example(1))
-    return holds_class_map(output) and main_output(output).shape[1] == parts.task.num_outputs
+    return holds_class_map(output) and main_output(output).shape[1] == parts.teacher_outputs()
 
 
 def _scores(opened: Opened, watch: Quiet) -> dict[str, Scores]:
     parts, runtime = opened.parts, opened.parts.recipe.runtime
     spec = teacher_input(parts.recipe)
     prepare = None if spec is None else TeacherImages(spec).to(parts.device)
-    return {
-        name: evaluate(
-            opened.teacher,
-            parts.eval_view(which),
-            parts.task,
-            parts.data.classes,
-            device=parts.device,
-            batch_size=parts.recipe.train.evaluate_batch_size,
-            workers=runtime.workers,
-            precision=runtime.precision,
-            channels_last=runtime.channels_last,
-            evaluation=parts.recipe.evaluation,
-            watch=watch.evaluating,
-            prepare=prepare,
-        )
-        for name, which in {"val": parts.data.val, **parts.data.extra}.items()
-    }
+
+    def scores(which: SegmentationSet) -> Scores:
+        with scored_teacher(parts, opened.teacher, parts.eval_view(which)) as view:
+            return evaluate(
+                opened.teacher,
+                view,
+                parts.task,
+                parts.data.classes,
+                device=parts.device,
+                batch_size=parts.recipe.train.evaluate_batch_size,
+                workers=runtime.workers,
+                precision=runtime.precision,
+                channels_last=runtime.channels_last,
+                evaluation=parts.recipe.evaluation,
+                watch=watch.evaluating,
+                prepare=prepare,
+            )
+
+    return {name: scores(which) for name, which in {"val": parts.data.val, **parts.data.extra}.items()}
 
 
 def _own_training(recipe: Recipe) -> dict[str, Any]:

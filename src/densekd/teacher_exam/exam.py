@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from densekd.errors import DataError
-from densekd.evaluate import confusion, spread
+from densekd.evaluate import View, confusion, spread
 from densekd.inference import WHOLE, EvaluationSpec
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher_exam.conventions import Convention, Triple, conventions
@@ -64,7 +63,7 @@ class Exam:
 
 def examine_teacher(
     teacher: nn.Module,
-    view: Dataset[Any],
+    view: View,
     task: SegmentationTask,
     class_names: tuple[str, ...],
     *,
@@ -114,7 +113,7 @@ def examine_teacher(
         DataError: the view is empty or its labels hold void alone.
     """
     begin = time.perf_counter()
-    items = [view[place] for place in range(len(view))]  # type: ignore[arg-type]
+    items = [view[place] for place in range(len(view))]
     if not items:
         raise DataError("teacher exam: expected validation images, got none")
     examiner = _Examiner(teacher, items, task, device, batch_size, precision, channels_last, evaluation, prepare)
