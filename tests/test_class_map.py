@@ -38,9 +38,7 @@ class TestClassMap:
             ClassMap([[0], 3])  # type: ignore[list-item]
         with pytest.raises(ArgumentError, match=r"student class 0 names a teacher class twice: \[1, 1\]"):
             ClassMap([[1, 1]])
-        with pytest.raises(ArgumentError, match=r"teacher class 2 is in the groups of student classes 0 and 2: .*twice"):
-            ArgumentError, match="teacher class 2 is in the groups of student classes 0 and 2: .* twice"
-        ):
+        with pytest.raises(ArgumentError, match=r"teacher class 2 is in the groups of student classes 0 and 2"):
             ClassMap([[1, 2], [0], [2]])
         with pytest.raises(ArgumentError, match="no student class has a teacher class"):
             ClassMap([[], []])

@@ -12,11 +12,11 @@ from densekd.config import TeacherSpec, load_recipe
 from densekd.errors import ConfigError
 from densekd.runs import distill
 from densekd.runs.assemble import assemble, build_distiller, build_teacher
+from densekd.runs.progress import Quiet
 from densekd.runs.readiness import check_readiness
 from densekd.runs.teacher_classes import TeacherClasses, teacher_classes
 from densekd.runs.teacher_view import KnownPixels
 from densekd.study.check import Opened
-from densekd.study.progress import Silent
 from densekd.study.teacher import score_teacher
 from runkit import COLORS, NAMES, make_place, recipe
 
@@ -165,7 +165,7 @@ class TestRun:
         assert readiness.exam is not None
         assert readiness.exam.problems == []
         assert readiness.exam.miou > 0.95
-        scored = score_teacher(Opened(parts, teacher, "0" * 64), tmp_path, Silent())
+        scored = score_teacher(Opened(parts, teacher, "0" * 64), tmp_path, Quiet())
         assert scored.iou["tree"] is None
         assert scored.miou is not None
         assert scored.miou > 0.95
@@ -173,7 +173,8 @@ class TestRun:
 
     def test_a_student_with_one_logit(self, place: Path, tmp_path: Path) -> None:
         changes = asked(place, classes={"rest": ["leaf", "trunk", "sky"], "road": ["road", "parking"]})
-        changes["data"] = {**changes["data"], "classes": ["rest", "road"], "masks": {"format": "id_map", "id_map": {0: 0, 1: 1, 2: 0}}}
+        masks = {"format": "id_map", "id_map": {0: 0, 1: 1, 2: 0}}
+        changes["data"] = {**changes["data"], "classes": ["rest", "road"], "masks": masks}
         changes["terms"] = changes["terms"][:1]
         run = distill({**changes, "task": {"binary": True}}, out=tmp_path / "run")
         assert run.record.teacher is not None
