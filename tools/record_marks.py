@@ -76,10 +76,10 @@ class Records:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
 
     def _recipes_of(self, folder: str) -> dict[str, Any]:
-        found = {f"{folder}/{path.stem}": path for path in sorted((self._shipped / folder).glob("*.yaml"))}
-        if not found:
+        stems = sorted(path.stem for path in (self._shipped / folder).glob("*.yaml"))
+        if not stems:
             raise MarkError(f"there are no recipes in {self._shipped / folder}")
-        return {name: self(f"recipe:{name}") for name in found}
+        return {f"{folder}/{stem}": self(f"recipe:{folder}/{stem}") for stem in stems}
 
     @property
     def _shipped(self) -> Path:

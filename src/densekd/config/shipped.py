@@ -27,11 +27,12 @@ def _root() -> Traversable:
 
 
 def _entries(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _entries(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(_SUFFIX):
-            yield f"{prefix}{entry.name.removesuffix(_SUFFIX)}", entry
+    """Recipes by name, those of the folder itself first."""
+    inside = list(folder.iterdir())
+    recipes = {entry.name.removesuffix(_SUFFIX): entry for entry in inside if entry.name.endswith(_SUFFIX)}
+    yield from ((f"{prefix}{name}", recipes[name]) for name in sorted(recipes))
+    for entry in sorted((entry for entry in inside if entry.is_dir()), key=lambda entry: entry.name):
+        yield from _entries(entry, f"{prefix}{entry.name}/")
 
 
 def _first_line(text: str) -> str:
