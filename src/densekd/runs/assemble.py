@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,8 @@ class Parts:
     launch: Launch = field(default_factory=Launch)
     before: RunRecord | None = None
     """Of the run to go on with."""
+    replica: nn.Module | None = None
+    """A second student, to be evaluated where the first is sharded."""
 
     @property
     def share(self) -> Share:
@@ -173,6 +176,7 @@ def assemble(
     parts = Parts(recipe, data, task, student, device, notices, more, launch, before)
     parts.student = parts.to_device(synchronised(student, recipe, device, launch))
     if training:
+        parts.replica = copy.deepcopy(parts.student) if recipe.runtime.fsdp else None
         if launch.world > 1 or recipe.train.global_batch_size is not None:
             notices.append(str(share))
         notices.extend(not_shared(recipe, student, device, launch))
@@ -189,7 +193,7 @@ def _attach_head(parts: Parts) -> list[str]:
         return []
     torch.manual_seed(keyed_seed(parts.recipe.seed, "auxiliary"))
     head = attach_auxiliary(parts.student, spec, parts.task.num_outputs, parts.example(1))
-    parts.to_device(head)
+    parts.to_device(synchronised(head, parts.recipe, parts.device, parts.launch))
     count = sum(parameter.numel() for parameter in head.parameters())
     return [
         f"student: auxiliary head on {spec.tap!r} ({head[0].in_channels} -> {head[0].out_channels} channels, {count:,} "

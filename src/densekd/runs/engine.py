@@ -11,9 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 
 from densekd.errors import ConfigError
 from densekd.runs.ranks import Ranks
+from densekd.training.objective import Objective
 from densekd.training.specs import RuntimeSpec
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -60,6 +62,15 @@ def _accelerator(runtime: RuntimeSpec, device: torch.device) -> Accelerator:
     if runtime.threads is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return found
+
+
+def wrapped(accelerator: Accelerator, objective: Objective, *, sharded: bool) -> nn.Module:
+    """The objective as the engine trains it: in the run's precision, and of several processes in DDP or its shards."""
+    if sharded:
+        return accelerator.prepare_model(objective, device_placement=False, evaluation_mode=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # Accelerate has no newer name for it yet
+        return accelerator.prepare(objective)
 
 
 def _require_plain_launch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from densekd.records import Cost, RunRecord, Scores, dump
 from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.claim import Claim
-from densekd.runs.engine import engine
+from densekd.runs.engine import engine, wrapped
 from densekd.runs.folder import Run, start_folder
 from densekd.runs.identity import digests
 from densekd.runs.idle import freeze, frozen_words, idle_parameters
@@ -37,6 +36,7 @@ from densekd.training.objective import Alone, Distilled, Objective
 from densekd.training.optimizers import build_optimizer
 from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
+from densekd.training.sharding import shard
 from densekd.training.signals import Interrupted, StopSignals
 from densekd.training.specs import TermSpec
 from densekd.training.stepper import Stepper
@@ -187,15 +187,14 @@ class Execution:
         recipe = self.recipe
         share = self.parts.share
         train = recipe.train.model_copy(update={"accumulate": share.accumulate})
+        if self.parts.replica is not None:
+            shard(objective, self.ranks.world, self.parts.device)
         optimizer = build_optimizer(objective.student, objective.extra_state(), train.optimizer)
         freeze(objective.student, self.idle)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # Accelerate has no newer name for it yet
-            prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
         stepper = Stepper(
             accelerator,
-            prepared,
-            prepared_optimizer,
+            wrapped(accelerator, objective, sharded=self.parts.replica is not None),
+            accelerator.prepare(optimizer),
             train,
             self.terms,
             steps=self.steps,
@@ -203,6 +202,7 @@ class Execution:
             channels_last=recipe.runtime.channels_last,
             peers=self.peers,
             unit=share.unit,
+            replica=self.parts.replica,
         )
         batcher = self.parts.batcher(workers=recipe.runtime.workers, pin_memory=self.parts.device.type == "cuda")
         return Loop(

@@ -32,7 +32,7 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
                 raise Abandoned
             return peers.total(counts)
 
-        peers.share_buffers(stepper.shipped)
+        stepper.gather()
         try:
             return evaluate(
                 stepper.shipped,

@@ -13,6 +13,7 @@ from torch import nn
 from densekd import files
 from densekd.errors import CheckpointError
 from densekd.training.adversaries import Adversaries
+from densekd.training.sharding import like, load_whole, whole, whole_state
 from densekd.training.stepper import Stepper
 
 _STATE = "state.json"
@@ -44,7 +45,7 @@ def _optimizer_files(optimizer: torch.optim.Optimizer, name: str) -> dict[str, b
     for index, entries in state["state"].items():
         for key, value in entries.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value
+                tensors[f"{index}.{key}"] = whole(value)
             else:
                 plain.setdefault(str(index), {})[key] = value
     meta = {"param_groups": state["param_groups"], "plain": plain}
@@ -69,7 +70,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path, name: str) -> 
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if key != "step" and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                entries[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+                entries[key] = like(parameter, value)
 
 
 class Checkpointer:
@@ -87,12 +88,12 @@ class Checkpointer:
         objective = stepper.plain
         extra = objective.extra_state()
         content = {
-            "student.safetensors": files.tensor_bytes(objective.student.state_dict()),
+            "student.safetensors": files.tensor_bytes(whole_state(objective.student)),
             **_optimizer_files(_plain_optimizer(stepper.optimizer), "optimizer"),
             _STATE: json.dumps({"schema": 1, **vars(position)}, allow_nan=False).encode(),
         }
         if extra is not None:
-            content["adapters.safetensors"] = files.tensor_bytes(extra.state_dict())
+            content["adapters.safetensors"] = files.tensor_bytes(whole_state(extra))
         if stepper.average is not None:
             content["average.safetensors"] = files.tensor_bytes(stepper.average.state_dict())
         content |= _adversary_files(stepper.adversaries)
@@ -194,6 +195,6 @@ def _plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 def _load(module: nn.Module, path: Path) -> None:
     try:
-        module.load_state_dict(files.read_tensors(path))
+        load_whole(module, files.read_tensors(path))
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit the network of this recipe: {error}") from None

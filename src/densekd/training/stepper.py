@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ from densekd.training.objective import Objective, padding_mask
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.peers import Peers
 from densekd.training.schedules import learning_rate_factor, term_weight
+from densekd.training.sharding import whole, whole_state
 from densekd.training.specs import TermSpec, TrainSpec
 
 
@@ -53,6 +54,7 @@ class Stepper:
         steps: number of steps of the whole run.
         seed: the run's seed; every step seeds the global generators from (seed, step), so dropout and the like do
             not depend on where a run was interrupted.
+        replica: a whole student beside one that is sharded, for evaluation and export; None: the student is whole.
         peers: the processes that train together.
         unit: so many micro-batches, over processes first, are one batch to the task's mean over labelled pixels.
     """
@@ -70,11 +72,12 @@ class Stepper:
         channels_last: bool,
         peers: Peers | None = None,
         unit: int = 1,
+        replica: nn.Module | None = None,
     ) -> None:
         self.accelerator, self.objective, self.optimizer = accelerator, objective, optimizer
         self.spec, self.terms, self.steps, self.seed = spec, list(terms), steps, seed
         self.channels_last = channels_last
-        self.peers, self.unit = peers or Peers(), unit
+        self.peers, self.unit, self._replica = peers or Peers(), unit, replica
         self.plain: Objective = accelerator.unwrap_model(objective)
         self.adversaries = Adversaries(accelerator, self.plain.adversaries())
         self.average: AveragedModel | None = None
@@ -84,8 +87,19 @@ class Stepper:
 
     @property
     def shipped(self) -> nn.Module:
-        """The network that is evaluated and shipped: the moving average if there is one, else the student."""
+        """The network that is evaluated and shipped: the moving average if there is one, else the student.
+
+        Of a sharded student it is a whole copy as of the last `gather`.
+        """
+        if self._replica is not None:
+            return self._replica
         return self.plain.student if self.average is None else self.average.module
+
+    def gather(self) -> None:
+        """Bring what is shipped to what every process has trained; all must call it."""
+        if self._replica is not None:
+            self._replica.load_state_dict(whole_state(self.plain.student))
+        self.peers.share_buffers(self.shipped)
 
     def step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         """Take step `number` (counted from 0) with the next `accumulate` micro-batches.
@@ -109,7 +123,7 @@ class Stepper:
         collected: list[dict[str, Tensor]] = []
         timed = Timed(batches)
         for micro, (batch, pixels) in enumerate(self._shared_out(timed, count)):
-            with self.accelerator.no_sync(self.objective) if micro < count - 1 else nullcontext():
+            with self._sending(micro == count - 1):
                 collected.append(self._forward_backward(batch, pixels, number, count))
         norm = self._clip(number)
         played = self._adversaries_backward(number)
@@ -123,6 +137,13 @@ class Stepper:
         total = means.pop("")
         seconds = time.perf_counter() - begin
         return StepResult(total, {**means, **played}, norm, rate, seconds, timed.waited, skipped)
+
+    def _sending(self, last: bool) -> AbstractContextManager[Any]:
+        """The gradients of a step's last micro-batch are added up over the processes, with those before it."""
+        if self._replica is not None:
+            self.plain.set_requires_gradient_sync(last)  # type: ignore[operator]
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.objective)
 
     def _shared_out(
         self, batches: Iterator[dict[str, Any]], count: int
@@ -177,9 +198,9 @@ class Stepper:
             return None
         self.accelerator.unscale_gradients(self.optimizer)
         named = [(name, p, p.grad) for name, p in self.plain.named_parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([gradient for _, _, gradient in named])
+        norm = whole(nn.utils.get_total_norm([gradient for _, _, gradient in named]))
         if scaler is None and not bool(torch.isfinite(norm)):
-            bad = [name for name, _, gradient in named if not bool(torch.isfinite(gradient).all())]
+            bad = [name for name, _, gradient in named if not bool(torch.isfinite(whole(gradient)).all())]
             where = f"of {', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}" if bad else "as a whole"
             raise NonFiniteError(f"step {number + 1}: the gradient {where} is not finite; {_KEPT}")
         if limit is not None:
