@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import realdata
 from densekd.cli.app import call
 from densekd.cli.stopping import STOPPING
 from densekd.data.check import ProblemsError
@@ -285,6 +286,30 @@ class TestCheckCommand:
         assert code == 0
         assert [row["split"] for row in json.loads(out)["splits"]] == ["train", "val"]
         assert (tmp_path / "mine-samples.png").is_file()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("name", "splits"),
+        [
+            ("cityscapes", {"train": "yes", "val": "yes", "test": "no"}),
+            ("voc", {"train_aug": "yes", "val": "yes"}),
+            ("ade20k", {"training": "yes", "validation": "yes"}),
+            ("camvid", {"train": "yes", "val": "yes", "test": "yes"}),
+            ("cocostuff", {"train2017": "yes", "val2017": "yes"}),
+        ],
+    )
+    def test_every_benchmark(self, densekd: Run, tmp_path: Path, name: str, splits: dict[str, str]) -> None:
+        keys = realdata.make(name, tmp_path / "real")
+        code, out, err = densekd("data", "check", name, f"root={keys['root']}", "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert {row["split"]: row["masks"] for row in found["splits"]} == splits
+        assert sum(row["images"] for row in found["splits"]) > 4
+        labelled = [split for split, masks in splits.items() if masks == "yes"]
+        for split in labelled:
+            assert sum(row[f"{split} %"] for row in found["classes"]) == pytest.approx(100, abs=0.1)
+        with Image.open(tmp_path / f"{name}-samples.png") as drawn:
+            assert drawn.height > 100
 
     def test_ctrl_c(self, densekd: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(*_: object) -> None:

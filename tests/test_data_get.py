@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from densekd.data.benchmarks.layout import lacking
 from densekd.data.download import download
 from densekd.data.get import get, plan
+from densekd.data.kinds import FilesSpec
 from densekd.data.sources import SOURCES, Archive, Count, Source, source_of
+from densekd.data.specs import FolderSpec
 from densekd.data.unpack import gigabytes, unpack
 from densekd.errors import ArgumentError, DataError
 
+SPECS = {spec.model_fields["name"].default: spec for spec in get_args(FilesSpec) if spec is not FolderSpec}
 CONTENT = bytes(range(256)) * 40
 
 
@@ -574,6 +578,21 @@ class TestSources:
                 if archive.digest is not None:
                     assert len(bytes.fromhex(archive.digest[1])) * 2 == lengths[archive.digest[0]]
                     assert archive.digest_from
+
+    @pytest.mark.parametrize("name", SOURCES)
+    def test_what_is_unpacked_is_the_layout_that_a_recipe_reads(self, tmp_path: Path, name: str) -> None:
+        source, benchmark = SOURCES[name], SPECS[name].benchmark
+        counts = [count for archive in source.archives for count in archive.counts]
+        for count in counts:
+            (tmp_path / count.folder).mkdir(parents=True, exist_ok=True)
+        folder = tmp_path / source.root
+        inside = [tmp_path / new for archive in source.archives for new in archive.wanted.values()]
+        # Lists come in the same archive as the images.
+        missing = [folder / path for path in lacking(benchmark, folder, benchmark.parts)]
+        assert all(any(new in path.parents for new in inside) and path.suffix == ".txt" for path in missing)
+        official = {benchmark.counts[part] for part in benchmark.parts}
+        if name != "voc":  # its archive holds the images of other tasks too
+            assert official <= {count.files for count in counts}
 
     @pytest.mark.slow
     def test_the_checksums_that_torchvision_has_too(self) -> None:
