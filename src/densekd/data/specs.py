@@ -121,8 +121,9 @@ class HoldoutSpec(Spec):
 
     group: str | None = Field(
         default=None,
-        description="folder: regular expression searched in the file stem; whole groups are held out. null: "
-        "auto_split's pattern. Drawn scenes have no groups: the last ones are held out",
+        description="files: regular expression searched in the file stem; whole groups are held out. null: in a folder "
+        "auto_split's pattern, in a benchmark its own (city, drive, single images). Drawn scenes have no groups: the "
+        "last ones are held out",
     )
     fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the training images held out")
     seed: int = Field(default=0, description="which groups are held out")
@@ -220,6 +221,3 @@ class ScenesDataSpec(ScenesSpec):
         if self.holdout is not None and self.holdout.group is not None:
             raise ValueError("holdout.group: drawn scenes have no groups: the last of them are held out; leave it out")
         return self
-
-
-DataSpec = Annotated[FolderSpec | ScenesDataSpec, Field(discriminator="name")]

@@ -68,6 +68,9 @@ class BenchmarkSpec(Spec):
     def _extra_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError(f"splits named twice: {list(value)}")
+        taken = sorted({"train", "val"} & set(value))
+        if taken:
+            raise ValueError(f"the name {taken[0]!r} is taken: it is what data.{taken[0]} says; leave it out")
         return value
 
     @field_validator("classes")
