@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from densekd.data.decode import decoded
 from densekd.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
@@ -84,6 +85,9 @@ def read_image(path: Path) -> Tensor:
         DataError: the file is missing, damaged, no image, or of a kind that is not understood.
     """
     with open_picture(path) as picture:
+        pixels = decoded(picture, path)
+        if pixels is not None:
+            return pixels
         values = np.array(to_rgb(upright(picture, path), path))
     return torch.from_numpy(values).permute(2, 0, 1)
 
