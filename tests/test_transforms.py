@@ -180,3 +180,95 @@ def test_padding_stays_zero_under_jitter() -> None:
 def test_the_crop_defaults_to_the_size_before_scaling() -> None:
     assert train(sample(), scale=(0.5, 2.0))[0].shape == (3, 24, 32)
     assert train(sample(), scale=(0.5, 2.0), size=(10, 14))[0].shape == (3, 10, 14)
+
+
+@pytest.mark.parametrize(
+    ("stored", "fitted"),
+    # min(2048 / long side, 512 / short side): the short side decides, but for the last
+    [((512, 683), (512, 683)), ((1024, 2048), (512, 1024)), ((300, 200), (768, 512)), ((100, 1000), (205, 2048))],
+)
+def test_fit_keeps_the_ratio(stored: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert AugmentSpec(fit=(512, 2048)).resized(*stored) == fitted
+
+
+def test_fit_is_used_before_the_random_scale_and_in_evaluation() -> None:
+    given = sample(24, 32)
+    image, label, _ = train(given, fit=(12, 40), **PLAIN)
+    assert label.shape == (12, 16)
+    torch.testing.assert_close(EvalTransform(AugmentSpec(fit=(12, 40)))(given.image), image)
+    assert torch.equal(image, train(given, size=(12, 16), **PLAIN)[0])
+    halved = train(given, fit=(12, 40), scale=(0.5, 0.5), crop=(12, 16), flip=0.0)[2]
+    assert int(halved.sum()) == 6 * 8
+
+
+def test_keys_that_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="size and fit are both given"):
+        AugmentSpec(size=(8, 8), fit=(8, 8))
+    with pytest.raises(ValueError, match=r"short <= long, got \[9, 8\]"):
+        AugmentSpec(fit=(9, 8))
+    with pytest.raises(ValueError, match="distortion and jitter are both given"):
+        AugmentSpec.model_validate({"distortion": True, "jitter": {"hue": 0.1}})
+    with pytest.raises(ValueError, match=r"0\.4 does not divide the range from 0.5 to 2"):
+        AugmentSpec(scale_step=0.4)
+
+
+def test_scales_in_steps() -> None:
+    spec = {"scale": (0.5, 1.0), "scale_step": 0.25, "crop": (40, 40)}
+    sides = {int(train(sample(40, 40), seed, **spec)[2].sum()) ** 0.5 for seed in range(40)}
+    assert sides == {20, 30, 40}
+
+
+def halves(share: int) -> Sample:
+    """10 x 20 pixels: class 1 in the last `share` columns, void in the first row, class 0 elsewhere."""
+    label = torch.zeros(10, 20, dtype=torch.int64)
+    label[:, 20 - share :] = 1
+    label[0] = VOID
+    return Sample(sample(10, 20).image, label)
+
+
+def test_a_crop_of_one_class_is_drawn_anew() -> None:
+    def alone(limit: float) -> int:
+        found = (train(halves(8), seed, crop=(10, 6), max_class_share=limit, **PLAIN)[1][1:] for seed in range(60))
+        return sum(len(label.unique()) == 1 for label in found)
+
+    # 5 of 15 places show both classes: the first draw misses them in 2 of 3 cases, eleven in one of 90.
+    assert 30 <= alone(1.0) <= 50
+    assert alone(0.9) <= 3
+
+
+def test_the_largest_class_fills_less_than_its_share_of_the_labelled_pixels() -> None:
+    labels = [train(halves(8), seed, crop=(10, 6), max_class_share=0.6, **PLAIN)[1] for seed in range(40)]
+    # Only with 3 columns of each class does none reach 0.6. A draw finds that in 1 of 15 cases, eleven in a half.
+    assert sum(int((label == 0).sum()) == 27 for label in labels) > 12
+
+
+def test_a_crop_that_cannot_be_varied_is_taken_after_ten_more_draws() -> None:
+    given = Sample(sample().image, torch.zeros(24, 32, dtype=torch.int64))
+    with keyed_random(3, "test"):
+        _, label, _ = TrainTransform(AugmentSpec(crop=(8, 8), max_class_share=0.75, **PLAIN), VOID)(given)
+        after = torch.rand(())
+    with keyed_random(3, "test"):
+        draws = [torch.rand(()), *(torch.randint(0, high, ()) for _ in range(11) for high in (17, 25)), torch.rand(())]
+        assert torch.equal(after, torch.rand(()))
+    assert len(draws) == 24
+    assert (label == 0).all()
+
+
+def test_unlabelled_images_are_cropped_too() -> None:
+    given = Sample(sample().image, torch.full((24, 32), VOID))
+    image, label, valid = train(given, crop=(8, 8), max_class_share=0.75, **PLAIN)
+    assert valid.all()
+    assert (label == VOID).all()
+    assert image.abs().sum() > 0
+
+
+def test_without_the_new_keys_the_draws_are_the_old_ones() -> None:
+    with keyed_random(5, "test"):
+        TrainTransform(AugmentSpec(crop=(8, 8)), VOID)(sample(40, 40))
+        after = torch.rand(())
+    with keyed_random(5, "test"):
+        side = round(40 * (0.5 + 1.5 * torch.rand(()).item()))
+        top, left = (torch.randint(0, side - 7, ()) for _ in range(2))
+        flip = torch.rand(())
+        assert torch.equal(after, torch.rand(()))
+    assert len({float(v) for v in (top, left, flip)}) > 1
