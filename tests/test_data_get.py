@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import requests
 
 from densekd.data.benchmarks.layout import lacking
 from densekd.data.download import download
@@ -27,6 +28,7 @@ from densekd.data.unpack import gigabytes, unpack
 from densekd.errors import ArgumentError, DataError
 
 SPECS = {spec.model_fields["name"].default: spec for spec in get_args(FilesSpec) if spec is not FolderSpec}
+HANGS_UP = 0
 CONTENT = bytes(range(256)) * 40
 
 
@@ -50,6 +52,9 @@ class Host:
         wanted, validator = request.headers.get("Range"), request.headers.get("If-Range")
         self.asked.append(wanted)
         status = self.answers.pop(0) if self.answers else 200
+        if status == HANGS_UP:
+            request.close_connection = True
+            return
         if status != 200:
             request.send_response(status)
             if self.retry_after:
@@ -270,6 +275,42 @@ class TestDownload:
         host.answers = [404]
         told.fetch(tmp_path / "file.bin", host.url, host.url.replace("file", "copy"))
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+    def test_a_short_answer_is_noticed_without_the_library(
+        self, host: Host, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host.cuts, given = [4000], requests.Session.get
+
+        def unchecked(*args: Any, **kwargs: Any) -> requests.Response:
+            response = given(*args, **kwargs)
+            response.raw.enforce_content_length = False  # as urllib3 1.26 does by itself
+            return response
+
+        monkeypatch.setattr(requests.Session, "get", unchecked)
+        told.fetch(tmp_path / "file.bin", host.url)
+        assert (tmp_path / "file.bin").read_bytes() == CONTENT
+        assert "broke off after 4000 of 10240 bytes" in told.lines[0]
+
+    def test_a_host_that_hangs_up_is_asked_again(self, host: Host, told: Told, tmp_path: Path) -> None:
+        host.answers = [HANGS_UP] * 4
+        told.fetch(tmp_path / "file.bin", host.url)
+        assert (tmp_path / "file.bin").read_bytes() == CONTENT
+        assert told.waits == [1, 2, 4, 8]
+
+    def test_a_host_that_was_there_is_waited_for(
+        self, host: Host, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host.cuts, calls, given = [4000], iter(range(100)), requests.Session.get
+
+        def away_for_a_while(*args: Any, **kwargs: Any) -> requests.Response:
+            if 0 < next(calls) < 4:
+                raise requests.ConnectTimeout("timed out")
+            return given(*args, **kwargs)
+
+        monkeypatch.setattr(requests.Session, "get", away_for_a_while)
+        told.fetch(tmp_path / "file.bin", host.url)
+        assert (tmp_path / "file.bin").read_bytes() == CONTENT
+        assert host.asked == [None, "bytes=4000-"]
 
     def test_no_connection_at_all(self, told: Told, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no connection to 127\.0\.0\.1 \(.*refused.*\)\. By hand: ") as caught:

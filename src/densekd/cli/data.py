@@ -65,7 +65,9 @@ def check(
             sys.stdout.write(json.dumps({"problems": error.problems}, indent=2, ensure_ascii=False) + "\n")
         raise _told(error, show_all) from None
     with Watch() as watch:
-        seen = data_check.check_files(found, None if quiet else watch.checking)
+        seen = data_check.check_files(
+            found, None if quiet else lambda done, total: watch.counting("checking files", done, total)
+        )
     drawn = data_check.sheet(found, seen, samples) if samples else None
     if drawn is not None:
         data_check.write_sheet(out, drawn)

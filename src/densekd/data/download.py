@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from densekd import files
 from densekd._version import __version__
@@ -94,7 +94,7 @@ def download(
     """Fetch the file that all of `urls` give to `path`; what an earlier call left unfinished is gone on with.
 
     A connection that breaks off is taken up again after 1, 2, 4, ... seconds, up to six times in a row without new
-    bytes; one that never came about, twice. Then the next address is tried.
+    bytes; a host that was never reached is asked twice. Then the next address is tried.
 
     Raises:
         DataError: no address gives the file, with the reason for each, or the disk is full.
@@ -129,15 +129,16 @@ def _fetch(
     said: Said,
     sleep: Callable[[float], None],
 ) -> None:
-    failed, most = 0, part.size
+    failed, most, met = 0, part.size, False
     while True:
         try:
             _receive(session, url, part, what, moved, said)
             return
         except _BrokenOffError as again:
+            met = met or again.reached
             failed = 1 if part.size > most else failed + 1
             most = max(most, part.size)
-            if failed >= (_TRIES if again.reached else _UNREACHED):
+            if failed >= (_TRIES if met else _UNREACHED):
                 raise _RefusedError(str(again)) from None
             wait = min(2.0 ** (failed - 1) if again.wait is None else again.wait, _LONGEST_WAIT)
             said(f"{what}: {again}; again in {wait:g} s")
@@ -162,7 +163,8 @@ def _receive(session: requests.Session, url: str, part: _Part, what: str, moved:
     except requests.exceptions.SSLError as error:
         raise _RefusedError(f"the connection is not to be trusted ({_words(error)})") from None
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise _BrokenOffError(f"no connection to {urlsplit(url).hostname} ({_words(error)})", reached=False) from None
+        words = f"no connection to {urlsplit(url).hostname} ({_words(error)})"
+        raise _BrokenOffError(words, reached=not _never_there(error)) from None
     except requests.RequestException as error:
         raise _RefusedError(_words(error)) from None
 
@@ -232,6 +234,13 @@ def _validator(response: requests.Response) -> str | None:
     """What `If-Range` takes: a strong entity tag, else the date of the last change."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
+
+
+def _never_there(error: requests.RequestException) -> bool:
+    """Whether no connection came about at all: an unknown name, a port or a proxy where nobody answers."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    absent = (requests.ConnectTimeout, requests.exceptions.ProxyError)
+    return isinstance(error, absent) or isinstance(reason, NewConnectionError)
 
 
 def _why_anew(response: requests.Response, known: bool) -> str:
