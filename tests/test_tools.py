@@ -34,7 +34,8 @@ def wheel_test(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def report(name: str, when: str, outcome: str, seconds: float = 0.5, **extra: Any) -> Any:
-    return SimpleNamespace(nodeid=name, when=when, outcome=outcome, duration=seconds, **extra)
+    given = {"user_properties": [], **extra}
+    return SimpleNamespace(nodeid=name, when=when, outcome=outcome, duration=seconds, **given)
 
 
 def test_outcomes_are_counted_once_per_test(long_tests: Any) -> None:
@@ -61,7 +62,11 @@ def test_a_failure_or_no_test_at_all_is_no_success(long_tests: Any, code: int, p
 @pytest.mark.parametrize(
     ("body", "code", "counts"),
     [
-        ("@pytest.mark.long\ndef test_it():\n    pass\n", 0, {"passed": 1, "failed": 0}),
+        (
+            "@pytest.mark.long\ndef test_it(record_property):\n    record_property('recipe', 'a')\n",
+            0,
+            {"passed": 1, "failed": 0},
+        ),
         ("@pytest.mark.long\ndef test_it():\n    assert False\n", 1, {"passed": 0, "failed": 1}),
         ("def test_it():\n    pass\n", 1, {"passed": 0, "failed": 0}),
         ("@pytest.mark.long\n@pytest.mark.skip\ndef test_it():\n    pass\n", 1, {"passed": 0, "failed": 0}),
@@ -81,6 +86,7 @@ def test_long_leaves_a_record(tmp_path: Path, body: str, code: int, counts: dict
     assert record["passed"] is (code == 0)
     assert {name: record["counts"][name] for name in counts} == counts
     assert record["environment"]["python"] == sys.version.split()[0]
+    assert [row["recipe"] for row in record["reported"]] == (["a"] if code == 0 else [])
 
 
 def wheel(path: Path, names: set[str]) -> Path:

@@ -2,8 +2,9 @@
 
     python tools/test_long.py [pytest arguments]
 
-Writes benchmarks/results/test-long.json: commit, counts, seconds, the slowest tests, the environment. Fails when a
-test fails or when none ran; the record is written all the same, and says so.
+Writes benchmarks/results/test-long.json: commit, counts, seconds, the slowest tests, what tests report of themselves
+(`record_property`: a row per shipped recipe), the environment. Fails when a test fails or when none ran; the record
+is written all the same, and says so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Watch:
         self.counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0, "xfailed": 0}
         self.seconds: dict[str, float] = {}
         self.failures: list[str] = []
+        self.reported: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called by pytest for set-up, call and tear-down of every test."""
@@ -43,6 +45,8 @@ class Watch:
         elif hasattr(report, "wasxfail") and outcome == "skipped":
             outcome = "xfailed"
         self.counts[outcome] += 1
+        if report.user_properties and outcome == "passed":
+            self.reported.append({"test": report.nodeid, **dict(report.user_properties)})
         if outcome in ("failed", "error"):
             self.failures.append(report.nodeid)
 
@@ -59,6 +63,7 @@ def record(watch: Watch, code: int, seconds: float) -> dict[str, Any]:
         "counts": watch.counts,
         "seconds": round(seconds, 1),
         "slowest": [{"test": name, "seconds": round(took, 2)} for name, took in slowest],
+        "reported": watch.reported,
         "failures": watch.failures,
         "environment": environment(),
     }
