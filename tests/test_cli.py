@@ -288,6 +288,7 @@ class TestList:
         ("what", "expected"),
         [
             ("methods", {"channelwise", "none"}),
+            ("data", {"cityscapes", "voc", "ade20k", "camvid", "cocostuff"}),
             ("recipes", {"demo", "folder", "camvid"}),
             pytest.param("models", set(), marks=pytest.mark.slow),
         ],

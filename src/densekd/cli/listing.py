@@ -1,4 +1,4 @@
-"""`list`: what there is — models, methods, recipes, published results, runs, the schema of a recipe."""
+"""`list`: what there is — models, methods, data sets, recipes, published results, runs, the schema of a recipe."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from densekd.cli.training import Json
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_THINGS = ("models", "methods", "recipes", "published", "runs", "schema")
+_THINGS = ("models", "methods", "data", "recipes", "published", "runs", "schema")
 _SCHEMAS = ("recipe", "record", "study", "bench")
 
 
 @guarded
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, methods, recipes, published, runs or schema")],
+    what: Annotated[str, typer.Argument(help="models, methods, data, recipes, published, runs or schema")],
     folder: Annotated[Path, typer.Option("--folder", help="runs: where to look.")] = Path("runs"),
     of: Annotated[str, typer.Option("--of", help="schema: recipe, record, study or bench.")] = "recipe",
     as_json: Json = False,
 ) -> None:
-    """List models, methods, recipes, published results or runs, or print the JSON schema of a recipe or a record."""
+    """List models, methods, data sets, recipes, published results or runs, or print the JSON schema of a record."""
     from densekd.errors import ArgumentError, nearest
 
     if what not in _THINGS:
@@ -42,6 +42,7 @@ def list_things(
     made: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "models": _models,
         "methods": _methods,
+        "data": _data,
         "recipes": lambda: recipe_rows(as_json=as_json),
         "published": lambda: published_rows(as_json=as_json),
         "runs": lambda: _runs(folder),
@@ -63,9 +64,10 @@ def _schema(of: str) -> dict[str, Any]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from densekd.models.catalog import rows
+    from densekd.models.catalog import how_counted, named_rows, rows
 
-    return rows()
+    complain(how_counted())
+    return [*named_rows(), *rows()]
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -77,6 +79,22 @@ def _methods() -> list[dict[str, Any]]:
         needs = ", ".join(sorted(loss.needs)) or "-"
         found.append({"method": name, "class": loss.__name__, "needs": needs, "what": first})
     return [*found, {"method": "none", "class": "-", "needs": "labels", "what": "The student alone: `densekd train`."}]
+
+
+def _data() -> list[dict[str, Any]]:
+    from densekd.data.benchmarks.catalog import BENCHMARKS
+    from densekd.data.sources import source_of
+
+    found = []
+    for name, one in BENCHMARKS.items():
+        source = source_of(name)
+        splits = [
+            *(f"{split} {count}" for split, count in one.counts.items()),
+            *(f"{s} (no labels)" for s in one.images),
+        ]
+        row = {"data": name, "what": one.title, "classes": len(one.classes), "splits": ", ".join(splits)}
+        found.append({**row, "terms": source.terms, "home": source.home})
+    return found
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
