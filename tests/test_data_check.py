@@ -17,6 +17,7 @@ from PIL import Image
 import realdata
 from densekd.cli.app import call
 from densekd.cli.stopping import STOPPING
+from densekd.cli.transfers import Transfers
 from densekd.data.check import ProblemsError
 from densekd.data.sources import SOURCES
 from densekd.data.specs import FolderSpec, UnlabelledFilesSpec
@@ -159,8 +160,10 @@ class TestSheet:
         found = files_of(spec(root, palette=[[255, 0, 0], [0, 255, 0], [0, 0, 255]]))
         drawn = sheet(found, survey(found), 4)
         assert drawn is not None
-        colors = {color for _, color in drawn.getcolors(1 << 20)}
-        assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)} <= colors
+        mask = drawn.crop((340, 70, 640, 120)).getcolors(1 << 20)  # of train/a, whose upper half is of two classes
+        assert {color for _, color in mask} == {(255, 0, 0), (0, 255, 0)}
+        legend = drawn.crop((0, drawn.height - 40, drawn.width, drawn.height)).getcolors(1 << 20)
+        assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= {color for _, color in legend}
 
     def test_nothing_usable_is_no_sheet(self, root: Path) -> None:
         for path in root.rglob("images/*.png"):
@@ -358,3 +361,37 @@ class TestGetCommand:
         code, _, err = densekd("data", "get", "citiscapes")
         assert code == 2
         assert "did you mean 'cityscapes'" in err
+
+
+class TestTransfers:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [0.0]
+        monkeypatch.setattr("densekd.cli.transfers.time.monotonic", lambda: now[0])
+        return now
+
+    def test_a_plain_line_every_ten_seconds(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with Transfers() as shown:
+            for second in range(0, 25):
+                clock[0] = second
+                shown.moved("file.zip", 4_000_000 + second * 2_000_000, 100_000_000)
+            shown.said("a line")
+        lines = ["file.zip\t26.0/100.0 MB\t2.0 MB/s", "file.zip\t48.0/100.0 MB\t2.0 MB/s", "a line"]
+        assert capsys.readouterr().err.splitlines() == lines
+
+    def test_unknown_length_and_a_new_start(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with Transfers() as shown:
+            shown.moved("file.zip", 50_000_000, None)
+            clock[0] = 100.0
+            shown.moved("file.zip", 0, None)  # begun anew: the rate is of what arrives from now on
+            clock[0] = 111.0
+            shown.moved("file.zip", 22_000_000, None)
+        assert capsys.readouterr().err == "file.zip\t22.0/? MB\t2.0 MB/s\n"
+
+    def test_quiet(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with Transfers(quiet=True) as shown:
+            shown.moved("file.zip", 0, 10)
+            clock[0] = 100.0
+            shown.moved("file.zip", 10, 10)
+            shown.said("a line")
+        assert capsys.readouterr().err == ""

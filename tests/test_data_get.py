@@ -63,7 +63,9 @@ class Host:
             request.end_headers()
             return
         first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        part = bool(wanted) and self.ranges and validator in (self.tag, self.changed)
+        # A weak tag never serves here (RFC 9110, section 13.1.5).
+        fits = validator in (self.tag, self.changed) and not str(validator).startswith("W/")
+        part = bool(wanted) and self.ranges and fits
         body = self.content[first:] if part else self.content
         request.send_response(206 if part else 200)
         self._headers(request, body, first if part else None)

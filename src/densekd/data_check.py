@@ -74,7 +74,8 @@ def sheet(found: FoundData, seen: Survey, count: int) -> Image.Image | None:
         for pair in chosen(found.splits[split.name], split.stems, split.name, count):
             image, label = read_image(pair.image), found.reader.read(pair.mask)
             palette = found.palette
-            rows.append([photograph(image), colourise(label, palette), overlay(image, label, palette)])
+            pictures = photograph(image), colourise(label, palette), overlay(image, label, palette)
+            rows.append([_pixels_kept(picture) for picture in pictures])
             titles.append(f"{split.name}: {pair.stem} ({image.shape[2]}x{image.shape[1]})")
     if not rows:
         return None
@@ -83,6 +84,14 @@ def sheet(found: FoundData, seen: Survey, count: int) -> Image.Image | None:
     drawn = contact_sheet(rows, _COLUMNS, titles, cell_width=_CELL)
     notes = [f"{share:.2g} %" for share in shares]
     return stacked([drawn, legend(found.classes, found.palette, width=drawn.width, notes=notes)])
+
+
+def _pixels_kept(picture: Image.Image) -> Image.Image:
+    """A small picture enlarged without in-between colours, which would be none of a class."""
+    if picture.width >= _CELL:
+        return picture
+    size = (_CELL, max(1, round(picture.height * _CELL / picture.width)))
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def write_sheet(path: Path, drawn: Image.Image) -> None:
