@@ -1,13 +1,57 @@
-"""What `densekd list models` shows: every reference that can be built, without a connection."""
+"""What `densekd list models` shows: short names with what they cost, and every reference that can be built."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
+from typing import Any
 
+from densekd.models.costs import recorded
+from densekd.models.names import short_names
 from densekd.models.output_stride import strides_of
+from densekd.models.reference import parse_reference
 
+_LIBRARIES = {"smp": "segmentation-models-pytorch", "torchvision": "torchvision", "transformers": "transformers"}
 _SMP_OPTIONS = "encoder_name, encoder_depth"
+
+
+def named_rows() -> list[dict[str, Any]]:
+    """One row for each short name, with live parameters and operations from the record (`densekd.models.costs`).
+
+    Columns: `model` (the short name), `M parameters`, `GFLOPs HxW`, `library`, `what` (the full reference, and a word
+    on it), and the `options` that the name stands for.
+    """
+    record = recorded()
+    height, width = record["size"]
+    rows = []
+    for name, named in short_names().items():
+        cost = record["networks"].get(name)
+        rows.append(
+            {
+                "model": name,
+                "M parameters": None if cost is None else round(cost["parameters"] / 1e6, 2),
+                f"GFLOPs {height}x{width}": None if cost is None else round(cost["flops"] / 1e9, 1),
+                "library": _LIBRARIES[parse_reference(named.model).library],
+                "what": f"{named.model}: {named.what}" if named.what else named.model,
+                "options": _in_words(named.options),
+            }
+        )
+    return rows
+
+
+def _in_words(options: dict[str, Any]) -> str:
+    return ", ".join(f"{option}: {json.dumps(value)}" for option, value in options.items()) or "-"
+
+
+def how_counted() -> str:
+    """A line on the numbers of `named_rows`."""
+    record = recorded()
+    height, width = record["size"]
+    return (
+        f"parameters: live ones, at {record['classes']} classes; FLOPs: of one image of {height}x{width}, a "
+        "multiplication and the addition after it count as two; both without an auxiliary head"
+    )
 
 
 def rows() -> list[dict[str, str]]:
