@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from densekd.runs import distill
 from runkit import COLORS, NAMES
 
 NETWORKS = """
@@ -108,6 +109,12 @@ def distillation(root: Path, **changes: Any) -> dict[str, Any]:
             **changes,
         },
     )
+
+
+def warmed(place: Path) -> Path:
+    """The same place, with all imported that a run imports on its way: forked processes have it then."""
+    distill(distillation(place, train={"steps": 1, "batch_size": 2, "evaluate_every": None}), out=place / "warm")
+    return place
 
 
 class Launched:

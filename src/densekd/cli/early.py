@@ -29,5 +29,6 @@ def is_the_command() -> bool:
 
 
 def _leave_at_once(number: int, _frame: object) -> None:
-    os.write(2, _WORDS[number])
+    if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher started, one speaks
+        os.write(2, _WORDS[number])
     os._exit(128 + number)

@@ -61,6 +61,8 @@ class Stopping:
     def _leave_at_once(number: int) -> NoReturn:
         # Not through the streams of Python: the signal may have come while one of them was written to.
         with suppress(OSError):
+            if not is_first():
+                os._exit(128 + number)
             os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}{_WORDS[signal.Signals(number)]}\n".encode())
         os._exit(128 + number)
 

@@ -177,7 +177,8 @@ def assemble(
     parts.student = parts.to_device(synchronised(student, recipe, device, launch))
     if training:
         parts.replica = copy.deepcopy(parts.student) if recipe.runtime.fsdp else None
-        if launch.world > 1 or recipe.train.global_batch_size is not None:
+        began = launch.world if before is None else before.processes
+        if max(launch.world, began) > 1 or recipe.train.global_batch_size is not None:
             notices.append(str(share))
         notices.extend(not_shared(recipe, student, device, launch))
         notices.extend(random_start(recipe))

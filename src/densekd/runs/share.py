@@ -60,7 +60,7 @@ def _indivisible(train: TrainSpec, world: int, images: int, began: int) -> str:
     size = train.batch_size
     here = f"{_of(world, 'process', 'processes')} x {_of(size, 'image', 'images')}"
     counts = [str(count) for count in range(1, images // size + 1) if images % (count * size) == 0]
-    fitting = f"{' or '.join(counts)} processes fit" if counts else f"nor of any number of times {size}"
+    fitting = f"{' or '.join(counts)} processes fit" if counts else "nor of any other number of processes"
     if train.global_batch_size:
         below = images // (world * size) * world * size
         near = " or ".join(str(near) for near in (below, below + world * size) if near)
