@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from densekd.config import PublishedResult, Recipe, load_recipe, shipped_recipes
+from densekd.cli.recipe_rows import network, published_beside, published_rows, recipe_rows
+from densekd.config import PublishedResult, Recipe, load_recipe, recipe_digest, shipped_recipes
 from densekd.config.shipped import shipped_text
 from densekd.errors import ConfigError
 from densekd.losses.catalog import METHODS
+from densekd.models.specs import ModelSpec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 NAMES = [name for name in shipped_recipes() if "/" in name]
@@ -121,8 +123,72 @@ def test_table_2_of_the_paper():
         assert row.miou - row.alone == pytest.approx(gain, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "line"),
+    [
+        ("cityscapes/pspnet_r101-pspnet_r18", "channelwise", "mIoU 74.87 on val (CWD paper, ICCV 2021, Table 2)"),
+        ("cityscapes/pspnet_r101-pspnet_r18", "none", "mIoU 69.10 on val (CWD paper, ICCV 2021, Table 2)"),
+        ("cityscapes/deeplabv3_r101", "none", "mIoU 78.07 on val (winycg/CIRKD README)"),
+        ("cityscapes/deeplabv3_r101-pspnet_r18-dist", "none", None),
+        ("demo", "channelwise", None),
+    ],
+)
+def test_the_line_under_a_result(name, method, line):
+    expected = None if line is None else f"published for the recipe as it is shipped: {line}"
+    assert published_beside(shipped(name), method) == expected
+
+
+def test_what_others_published_changes_no_run():
+    recipe = shipped("cityscapes/deeplabv3_r101")
+    assert recipe_digest(recipe) == recipe_digest(recipe.model_copy(update={"published": ()}))
+
+
 def test_a_published_row_is_in_percent():
     with pytest.raises(ValueError, match="greater than 0"):
         PublishedResult(method="cwd", miou=0, source="x")
     with pytest.raises(ConfigError, match=r"published\.0\.miou.*less than or equal to 100"):
         load_recipe("demo", {"published": [{"method": "cwd", "miou": 101, "source": "x"}]})
+
+
+class TestTables:
+    FEW = ("demo", "cityscapes/pspnet_r101-pspnet_r18", "cityscapes/segformer_b4")
+
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch):
+        """All of them are listed by the command's own test."""
+        monkeypatch.setattr(
+            "densekd.cli.recipe_rows._shipped", lambda: [(name, "", shipped(name)) for name in self.FEW]
+        )
+
+    def test_recipes(self):
+        rows = {row["recipe"]: row for row in recipe_rows(as_json=False)}
+        assert tuple(rows) == self.FEW
+        assert rows["cityscapes/pspnet_r101-pspnet_r18"] == {
+            "recipe": "cityscapes/pspnet_r101-pspnet_r18",
+            "data": "cityscapes",
+            "networks": "pspnet-resnet101 -> pspnet-resnet18",
+            "method": "channelwise",
+            "steps": 40000,
+            "published": "69.10 -> 74.87, and 13 more",
+            "source": "CWD paper, ICCV 2021, Table 2",
+        }
+        assert rows["cityscapes/segformer_b4"]["networks"] == "segformer-b4-smp"
+        assert (rows["demo"]["networks"], rows["demo"]["published"]) == (
+            "PSPNet on resnet18 -> PSPNet on tu-lcnet_050",
+            None,
+        )
+
+    def test_published(self):
+        shown, whole = published_rows(as_json=False), published_rows(as_json=True)
+        assert len(shown) == len(whole) == 15
+        place = next(i for i, row in enumerate(whole) if row["method"] == "cwd+pi+ho")
+        assert (whole[place]["miou"], whole[place]["alone"]) == (75.02, None)
+        assert (shown[place]["miou"], shown[place]["alone"]) == ("75.02", None)
+
+    def test_a_network_by_the_name_that_says_most(self):
+        assert network(ModelSpec(model="pspnet-resnet18d", options={"encoder_weights": True})) == "pspnet-resnet18d"
+        assert network(ModelSpec(model="smp:Unet", options={"encoder_name": "vgg11"})) == "Unet on vgg11"
+        assert (
+            network(ModelSpec(model="transformers:SegformerForSemanticSegmentation"))
+            == "SegformerForSemanticSegmentation"
+        )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from densekd.cli import main as entry
-from densekd.config import load_recipe
+from densekd.config import load_recipe, shipped_recipes
 from densekd.runs import Run, train
 from runkit import distillation, make_place, recipe
 
@@ -289,7 +289,8 @@ class TestList:
         [
             ("methods", {"channelwise", "none"}),
             ("data", {"cityscapes", "voc", "ade20k", "camvid", "cocostuff"}),
-            ("recipes", {"demo", "folder", "camvid"}),
+            pytest.param("recipes", set(shipped_recipes()), marks=pytest.mark.slow),
+            pytest.param("published", {"cityscapes/pspnet_r101-pspnet_r18"}, marks=pytest.mark.slow),
             pytest.param("models", set(), marks=pytest.mark.slow),
         ],
     )

@@ -1,4 +1,4 @@
-"""`list recipes` and `list published`: what is shipped, and what others published for it."""
+"""What is shipped, and what others published for it: `list recipes`, `list published`, a line under a result."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def published_rows(*, as_json: bool) -> list[dict[str, Any]]:
                 row |= {key: None if row[key] is None else f"{row[key]:.2f}" for key in ("miou", "alone", "teacher")}
             rows.append(row)
     return rows
+
+
+def published_beside(recipe: Recipe, method: str) -> str | None:
+    """A line for under a run's own result: what was published for its recipe; None where nothing was.
+
+    Args:
+        recipe: the run's.
+        method: as the run's record names it; `none`: a network trained alone.
+    """
+    for result in recipe.published[:1]:
+        student_alone = method == "none" and result.method != "none"
+        miou = result.alone if student_alone else result.miou
+        if miou is not None:
+            return f"published for the recipe as it is shipped: mIoU {miou:.2f} on {result.split} ({result.source})"
+    return None
 
 
 def _shipped() -> list[tuple[str, str, Recipe]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from densekd.cli.guard import complain, guarded
+from densekd.cli.recipe_rows import published_beside
 from densekd.cli.show import Watch, table
 
 if TYPE_CHECKING:
@@ -164,8 +165,12 @@ def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
                 }
             )
     table(rows, title=f"{run.path}: {record.method}, seed {record.seed}")
-    if not quiet:
-        complain(f"student: {run.path / 'student.safetensors'} (best on {record.split})")
+    if quiet:
+        return
+    complain(f"student: {run.path / 'student.safetensors'} (best on {record.split})")
+    published = published_beside(run.recipe, record.method)
+    if published is not None:
+        complain(published)
 
 
 @guarded
