@@ -39,6 +39,7 @@ class BestScores(Scores):
 class Cost(_Record):
     seconds_per_step: float | None = Field(default=None, description="median over the steps after warm-up")
     teacher_seconds_per_step: float | None = None
+    data_wait: float | None = Field(default=None, description="share of the steps' time spent waiting for images")
     peak_memory_bytes: int | None = Field(
         default=None, description="peak while training: resident (CPU) or allocated (CUDA)"
     )

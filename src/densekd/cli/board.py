@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 
 from densekd.cli.guard import complain
 from densekd.cli.show import bars
+from densekd.cli.waiting import Waiting
 from densekd.runs.progress import Quiet
 from densekd.study.progress import Silent
 
@@ -89,6 +90,7 @@ class _Row(Quiet):
         self._board, self._name, self._bars = board, name, bars
         self._task: TaskID | None = None
         self._what, self._miou, self._last = "", "", time.monotonic()
+        self._waiting = Waiting()
 
     def drop(self) -> None:
         if self._bars is not None and self._task is not None:
@@ -120,7 +122,7 @@ class _Row(Quiet):
         self.count("evaluating", done, images)
 
     def step(self, taken: int, steps: int, result: StepResult) -> None:
-        self.count("training", taken, steps, f"loss {result.loss:.3f}{self._miou}")
+        self.count("training", taken, steps, f"loss {result.loss:.3f}{self._miou}{self._waiting.after(result)}")
 
     def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
         self._miou = f"  mIoU {100 * scores.miou:.1f}"

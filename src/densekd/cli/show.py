@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from densekd.cli.guard import complain
+from densekd.cli.waiting import Waiting
 
 if TYPE_CHECKING:
     from densekd.records import Scores
@@ -78,6 +79,7 @@ class Watch:
         self._last = 0.0
         self._miou: float | None = None
         self._header = False
+        self._waiting = Waiting()
 
     def __enter__(self) -> Watch:
         if self._bar is not None:
@@ -91,6 +93,7 @@ class Watch:
     def begin(self, name: str) -> None:
         """The run of that name starts: its bars replace those of the run before."""
         self.label, self._miou, self._header = f"{name}: ", None, False
+        self._waiting = Waiting()
         if self._bar is not None:
             for task in self._tasks.values():
                 self._bar.remove_task(task)
@@ -112,7 +115,7 @@ class Watch:
 
     def step(self, taken: int, steps: int, result: StepResult) -> None:
         score = "" if self._miou is None else f"  mIoU {100 * self._miou:.1f}"
-        self._advance("training", taken, steps, f"loss {result.loss:.3f}{score}")
+        self._advance("training", taken, steps, f"loss {result.loss:.3f}{score}{self._waiting.after(result)}")
         if self._bar is None and (taken == steps or time.monotonic() - self._last > _PLAIN_SECONDS):
             self._last = time.monotonic()
             if not self._header:

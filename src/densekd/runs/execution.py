@@ -30,6 +30,8 @@ from densekd.runs.ranks import ElsewhereError, Ranks
 from densekd.runs.readiness import check_readiness
 from densekd.runs.restore import leave_finished, restore_student
 from densekd.runs.scoring import scorer
+from densekd.runs.synchronised import terms_not_shared
+from densekd.runs.waiting import waiting_words
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, scores_of
 from densekd.training.objective import Alone, Distilled, Objective
@@ -130,6 +132,8 @@ class Execution:
             raise found from error
         if position.skipped_steps:
             self._say(f"{position.skipped_steps} of {self.steps} steps were skipped by the loss scaler (overflow)")
+        for line in waiting_words(recorder.data_wait(), self.recipe):
+            self._say(line)
         cost = self._cost(recorder)
         recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
 
@@ -163,6 +167,7 @@ class Execution:
         measured = self.parts.measured_teacher(network)
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
+        self.parts.notices.extend(terms_not_shared(self.recipe, self.ranks.launch))
         self._say_notices()
         readiness = check_readiness(
             self.parts,

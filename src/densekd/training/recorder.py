@@ -16,6 +16,8 @@ from densekd.training.columns import AFTER, BEFORE
 from densekd.training.stepper import StepResult
 
 _FLUSH_SECONDS = 20.0
+_WARM_UP, _ENOUGH = 3, 10
+"""Logged steps that pay for start-up, and how many more a share of the time needs."""
 
 
 class Recorder:
@@ -84,6 +86,7 @@ class Recorder:
         cost = self.record.cost.model_copy(
             update={
                 "seconds_per_step": self.seconds_per_step(),
+                "data_wait": self.data_wait(),
                 "total_seconds": round(self._seconds_before + time.monotonic() - self._begin, 3),
             }
         )
@@ -94,5 +97,16 @@ class Recorder:
 
     def seconds_per_step(self) -> float | None:
         """Median seconds of a step, the first three left out (they pay for start-up)."""
-        seconds = [float(row["seconds"]) for row in self.rows[3:] or self.rows]
+        seconds = [float(row["seconds"]) for row in self.rows[_WARM_UP:] or self.rows]
         return round(statistics.median(seconds), 6) if seconds else None
+
+    def data_wait(self) -> float | None:
+        """Share of the steps' seconds that was spent waiting for images; None for too few steps to tell.
+
+        The sum of the waits of all logged steps after the first three over the sum of their seconds.
+        """
+        rows = self.rows[_WARM_UP:]
+        seconds = sum(float(row["seconds"]) for row in rows)
+        if len(rows) < _ENOUGH or seconds <= 0:
+            return None
+        return round(sum(float(row["data_wait"]) for row in rows) / seconds, 4)
