@@ -95,6 +95,48 @@ def methods(
     _finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
+@app.command("data")
+@guarded
+def data(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
+    ] = Path("bench-data.json"),
+    workers: Annotated[
+        str, typer.Option("--workers", help="Numbers of loading processes, with commas between; 0: none.")
+    ] = "0,2",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Small pictures only, to see that it works.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Training images per second from PNG and JPEG files, beside the recipe that most training scripts use."""
+    from densekd.bench import data as bench
+
+    _refuse_existing(out, force)
+    words = ["densekd", "bench", "data", "--workers", workers, "--rounds", str(rounds)]
+    kinds, images = (bench.QUICK_KINDS, 8) if quick else (bench.KINDS, 32)
+    with _progress(quiet) as progress:
+        record = bench.run(
+            kinds=kinds,
+            workers=_numbers("--workers", workers),
+            images=images,
+            rounds=rounds,
+            progress=progress,
+            command=shlex.join([*words, *(["--quick"] if quick else [])]),
+        )
+    _finish(out, record, bench.rows(record), "training images from files", quiet, as_json)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    from densekd.errors import ArgumentError
+
+    parts = _parts(text)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ArgumentError(f"{option}: expected whole numbers with commas between, for instance 0,2; got {text!r}")
+    return [int(part) for part in parts]
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 

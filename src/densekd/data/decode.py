@@ -22,6 +22,11 @@ _DECODERS = {
 _TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 
 
+def decoder_of() -> str:
+    """Which package reads plain files here."""
+    return f"torchvision ({', '.join(_DECODERS)}), Pillow" if _DECODERS else "Pillow"
+
+
 def decoded(picture: Image.Image, path: Path) -> Tensor | None:
     """The pixels of an opened picture, uint8 `(3, H, W)` with channels innermost in memory, equal to Pillow's.
 
