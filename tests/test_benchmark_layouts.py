@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import realdata
+from densekd.config import dump_recipe, load_recipe, recipe_digest
 from densekd.data.build import DataBundle, build_data
 from densekd.data.find import data_of, palette_of
 from densekd.data.kinds import DataSpec
@@ -330,6 +331,31 @@ def test_unknown_values_are_an_error_or_void(tmp_path: Path) -> None:
     realdata.write_image(mask, SIZE)
     with pytest.raises(DataError, match=r"its pixels are of kind 'RGB'; expected CamVid's masks of ids: 0 to 10"):
         build(data)
+
+
+def test_the_order_of_merged_classes_is_saved_and_is_part_of_a_recipe(tmp_path: Path) -> None:
+    base = {"student": {"model": "nets.py:student"}, "train": {"steps": 1}}
+    data = {"name": "cityscapes", "root": str(tmp_path), "classes": {"b": ["sky", "car"], "a": ["road"]}}
+    recipe = load_recipe({**base, "data": data})
+    turned = load_recipe({**base, "data": {**data, "classes": {"a": ["road"], "b": ["sky", "car"]}}})
+    assert recipe_digest(recipe) != recipe_digest(turned)
+    path = tmp_path / "saved.yaml"
+    path.write_text(dump_recipe(recipe))
+    again = load_recipe(path)
+    assert again.data == recipe.data
+    assert list(again.data.classes) == ["b", "a"]  # type: ignore[union-attr,arg-type]
+    with pytest.raises(ConfigError, match=r"data\.classes: a class is named twice"):
+        load_recipe({**base, "data": {**data, "classes": [{"a": ["sky"]}, {"a": ["road"]}]}})
+    with pytest.raises(ConfigError, match=r"data\.classes: b: 'skye' is no label of Cityscapes; did you mean 'sky'"):
+        load_recipe({**base, "data": {**data, "classes": {"b": ["skye"], "a": ["road"]}}})
+
+
+def test_paths_of_a_saved_recipe_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "voc", "root": "VOC2012", "sbd": "sbd", "unlabelled": {"root": "more"}}
+    base = {"student": {"model": "nets.py:student"}, "train": {"steps": 1}}
+    found = load_recipe({**base, "data": data}).data
+    assert (found.root, found.sbd) == (str(tmp_path / "VOC2012"), str(tmp_path / "sbd"))  # type: ignore[union-attr]
 
 
 def test_colours_are_known_without_files() -> None:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from densekd.data.benchmarks.benchmark import VOID, Benchmark, Classes, check_merge
 from densekd.data.specs import AugmentSpec, HoldoutSpec, UnlabelledFilesSpec
 from densekd.spec import Spec
+
+
+def _as_mapping(value: object) -> object:
+    """A list of mappings, which is how classes are saved, as one mapping."""
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
+        return value
+    names = [name for entry in value for name in entry]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a class is named twice: {names}")
+    return {name: labels for entry in value for name, labels in entry.items()}
+
+
+def _as_list(value: Classes) -> list[dict[str, list[str]]]:
+    """Saved as a list, because the order is the order of the ids, and a mapping is equal to itself in any order."""
+    return [{name: list(labels)} for name, labels in value.items()]
+
+
+Merged = Annotated[
+    dict[str, tuple[str, ...]], BeforeValidator(_as_mapping), PlainSerializer(_as_list, when_used="json")
+]
 
 
 class BenchmarkSpec(Spec):
@@ -21,7 +42,7 @@ class BenchmarkSpec(Spec):
     train: str = Field(description="the official split that is trained on")
     val: str = Field(description="the official split that is scored")
     extra: tuple[str, ...] = Field(default=(), description="further official splits to evaluate on")
-    classes: dict[str, tuple[str, ...]] | None = Field(
+    classes: Merged | None = Field(
         default=None,
         description="{my class: [official label names]}: labels merged into fewer classes, in the order of their ids; "
         "what no class names is void. null: the official classes",
