@@ -10,9 +10,9 @@ from densekd.errors import ConfigError, RunError
 from densekd.launch import Launch, is_first, launched, require_one_process, several
 from densekd.runs.ranks import ElsewhereError, Ranks, joined
 from densekd.runs.share import images_of_step, share_out
-from densekd.runs.synchronised import not_shared, require_acting
+from densekd.runs.synchronised import not_shared, require_acting, terms_not_shared
 from densekd.training.peers import Peers
-from densekd.training.specs import TrainSpec
+from densekd.training.specs import TermSpec, TrainSpec
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -103,9 +103,7 @@ class TestShare:
             "train.global_batch_size: 8 images cannot be made of 3 processes x 2 images (train.batch_size): 1 or 2 or "
             "4 processes fit; with 3 processes 6 or 12"
         )
-        with pytest.raises(
-            ConfigError, match=r"of 1 process x 5 images .*: nor of any other number .* 5 or 10$"
-        ):
+        with pytest.raises(ConfigError, match=r"of 1 process x 5 images .*: nor of any other number .* 5 or 10$"):
             self.share(batch_size=5, global_batch_size=8)
         with pytest.raises(ConfigError, match=r"began with 2 processes and 4 images a step, .* 3 processes x 2 images"):
             self.share(3, Before(2), batch_size=2)
@@ -146,6 +144,11 @@ class TestKeys:
         assert not_shared(self.recipe(), norm, cpu, two) == [
             f"{statistics} (torch synchronises it on CUDA only)",
             dice,
+        ]
+        distilled = self.recipe().model_copy(update={"terms": (TermSpec(), TermSpec(method="dist"))})
+        assert terms_not_shared(distilled, Launch()) == terms_not_shared(self.recipe(), two) == []
+        assert terms_not_shared(distilled, two) == [
+            "terms: dist compare within the 8 images of each process, not within all images of a step"
         ]
         assert not_shared(self.recipe(sync_batchnorm=False), norm, cuda, two)[0] == (
             f"{statistics} (runtime.sync_batchnorm is false)"

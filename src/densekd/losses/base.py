@@ -42,6 +42,9 @@ class DistillationLoss(nn.Module):
     #: how time and memory grow, constants left out: N images, C channels (K where they must be classes), P positions;
     #: for instance "N C P"; empty where nobody said
     cost: ClassVar[str] = ""
+    #: True where the value of a batch is not the mean of its images' values: then the processes of a run, each with
+    #: images of its own, do not add up to one with all of them
+    batch_wide: ClassVar[bool] = False
     #: weight of a term on logits where nobody chose one, as in `densekd compare --methods NAME`
     default_weight: ClassVar[float] = 1.0
 

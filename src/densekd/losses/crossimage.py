@@ -50,6 +50,7 @@ class CrossImage(DistillationLoss):
 
     name: ClassVar[str] = "crossimage"
     equal_channels: ClassVar[bool] = False
+    batch_wide: ClassVar[bool] = True
     cost: ClassVar[str] = "N^2 C P^2"
 
     pixels: ClassQueue | None

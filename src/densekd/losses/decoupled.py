@@ -26,6 +26,7 @@ class Decoupled(DistillationLoss):
     name: ClassVar[str] = "decoupled"
     needs: frozenset[str] = frozenset({"labels"})
     logits_only: ClassVar[bool] = True
+    batch_wide: ClassVar[bool] = True
     cost: ClassVar[str] = "N K P"
 
     def __init__(

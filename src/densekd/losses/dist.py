@@ -23,6 +23,7 @@ class Dist(DistillationLoss):
 
     name: ClassVar[str] = "dist"
     logits_only: ClassVar[bool] = True
+    batch_wide: ClassVar[bool] = True
     cost: ClassVar[str] = "N K P"
 
     def __init__(

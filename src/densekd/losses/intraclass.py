@@ -24,6 +24,7 @@ class IntraClass(DistillationLoss):
     name: ClassVar[str] = "intraclass"
     needs: frozenset[str] = frozenset({"labels"})
     equal_channels: ClassVar[bool] = False
+    batch_wide: ClassVar[bool] = True
     cost: ClassVar[str] = "N K C P"
     default_weight: ClassVar[float] = 20.0
 

@@ -14,6 +14,7 @@ class Pearson(DistillationLoss):
     """Channels compared by their correlation over the batch; see `densekd.functional.pearson_distance`."""
 
     name: ClassVar[str] = "pearson"
+    batch_wide: ClassVar[bool] = True
     cost: ClassVar[str] = "N C P"
     default_weight: ClassVar[float] = 10.0
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densekd.config import Recipe
 from densekd.errors import ConfigError
 from densekd.launch import Launch
+from densekd.losses.catalog import METHODS
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -57,10 +58,7 @@ def not_shared(recipe: Recipe, student: nn.Module, device: torch.device, launch:
     """Lines on what each process computes from its own images alone, where one process would from all of them."""
     if launch.world == 1:
         return []
-    own = f"{recipe.train.batch_size} images of each process"
-    if recipe.train.batch_size == 1:
-        own = "one image of each process"
-    lines = []
+    own, lines = _own(recipe), []
     norms = any(isinstance(module, _BatchNorm) for module in student.modules())
     if norms and (device.type != "cuda" or recipe.runtime.sync_batchnorm is False):
         why = "torch synchronises it on CUDA only" if device.type != "cuda" else "runtime.sync_batchnorm is false"
@@ -71,3 +69,16 @@ def not_shared(recipe: Recipe, student: nn.Module, device: torch.device, launch:
     if alone:
         lines.append(f"task: {' and '.join(alone)} are of the {own}, not of all images of a step")
     return lines
+
+
+def terms_not_shared(recipe: Recipe, launch: Launch) -> list[str]:
+    """The same of the terms of a distillation."""
+    wide = dict.fromkeys(term.method for term in recipe.terms if METHODS[term.method].batch_wide)
+    if launch.world == 1 or not wide:
+        return []
+    return [f"terms: {' and '.join(wide)} compare within the {_own(recipe)}, not within all images of a step"]
+
+
+def _own(recipe: Recipe) -> str:
+    size = recipe.train.batch_size
+    return "one image of each process" if size == 1 else f"{size} images of each process"
