@@ -85,6 +85,12 @@ class TestSurvey:
             },
         ]
 
+    def test_small_and_large_are_areas(self, root: Path) -> None:
+        put(root, "val", "wide", [[0] * 12], 70)
+        put(root, "val", "high", [[0], [0], [1]], 80)
+        row = split_rows(look(root))[1]
+        assert (row["smallest"], row["largest"]) == ("1x3", "12x1")
+
     def test_classes_by_a_count_of_python(self, root: Path) -> None:
         rows = class_rows(look(root))
         for split in ("train", "val"):

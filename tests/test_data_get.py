@@ -180,6 +180,7 @@ class TestDownload:
         told.fetch(tmp_path / "file.bin", host.url)
         assert host.asked == [None, "bytes=4000-"]
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
+        assert len(told.lines) == 1  # of the broken connection: nothing began anew
 
     def test_a_changed_file_begins_anew(self, host: Host, told: Told, tmp_path: Path) -> None:
         host.cuts = [4000, *[0] * 5]
