@@ -261,6 +261,8 @@ def test_a_run_that_is_evaluated_in_windows_from_the_start(tmp_path: Path) -> No
     assert run.record.evaluation == "windows of 16x20 every 10x13"
     done = CliRunner().invoke(app, ["evaluate", str(run.path), "--json", "-q"])
     assert json.loads(done.stdout)["miou"] == run.record.best.miou
+    done = CliRunner().invoke(app, ["evaluate", str(run.path), "evaluation.flip=true"])
+    assert done.stderr.endswith("evaluation: windows of 16x20 every 10x13, mirrored too\n")
     images = [tmp_path / "leftImg8bit" / "val"]
     made = predict(run, images, tmp_path / "out", submission="cityscapes", overlays=True)
     assert [one.overlay.name for one in made] == [f"{name}_leftImg8bit.png" for name in IMAGES["val"]]
