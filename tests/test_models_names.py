@@ -109,6 +109,12 @@ def test_a_named_network_runs_at_its_stride_and_every_live_parameter_learns(name
     assert [key for key, value in network.named_parameters() if value.grad is None] == []
 
 
+@pytest.mark.parametrize("name", ["pspnet-resnet18-half", "deeplabv3-resnet18c"])
+def test_no_weights_are_published_for_another_width_or_stem(name: str) -> None:
+    with pytest.raises(ModelError, match="no weights are published for 'tu-resnet18' of another width or stem"):
+        build(name, encoder_weights=True)
+
+
 @pytest.mark.slow
 def test_half_width_is_half_in_every_stage() -> None:
     whole, half = build("pspnet-resnet18"), build("pspnet-resnet18-half")

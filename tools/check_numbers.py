@@ -7,7 +7,8 @@ A mark is a pair of comments around the text it vouches for; it shows nothing wh
 
     <!-- record: demo.json methods[name=channelwise].final.mean * 100 .1f -->57.4<!-- /record -->
 
-First the file under benchmarks/results/, or `recipe:NAME` for a shipped recipe's settings; then paths with ` + `,
+First the file under benchmarks/results/, `recipe:NAME` for a shipped recipe's settings, or `package:FILE` for a record
+inside the package; then paths with ` + `,
 ` - `, ` * `, ` / ` or ` above ` between them (worked out from left to right; spaces count), then perhaps a format as in
 Python's `format`. A path is made of keys with dots between; `[0]` is a place in a list, `[name=x,variant=y]` the one
 entry with these values, `.#` the length of a list. `A above B` counts the places where list A is greater than list B.

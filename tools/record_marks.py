@@ -53,6 +53,8 @@ class Records:
         if name.startswith("recipes:"):
             return self._recipes_of(name.removeprefix("recipes:"))
         path = self.folder / name
+        if name.startswith("package:"):
+            path = self._shipped.parent / name.removeprefix("package:")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -2,13 +2,16 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published).
+`methods` (`densekd bench methods`), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published),
+`networks` (what the networks with short names stand for and cost).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from densekd.models.names import short_names
 
 
 def _mark(file: str, spec: str) -> str:
@@ -184,6 +187,19 @@ def published(file: str, record: dict[str, Any]) -> list[str]:
     return _rows(["recipe", "method", "alone", "mIoU", "teacher", "split", "published by", "to know"], rows)
 
 
+def networks(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per short name: live parameters and operations from the record, and what the name stands for."""
+    height, width = record["size"]
+    rows = []
+    for name, stands_for in short_names().items():
+        place = f"networks.{name}"
+        options = ", ".join(f"{option}: {value}" for option, value in stands_for.options.items())
+        cost = (_mark(file, f"{place}.parameters / 1e6 .2f") + " M", _mark(file, f"{place}.flops / 1e9 .1f"))
+        # No backticks before a mark: between two of them it would be shown as it stands.
+        rows.append([name, *cost, f"`{stands_for.model}`" + (f" `{options}`" if options else "")])
+    return _rows(["short name", "parameters", f"GFLOPs at {height}x{width}", "stands for"], rows)
+
+
 KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "study": study,
     "gains": gains,
@@ -192,4 +208,5 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "loss": loss,
     "methods": methods,
     "published": published,
+    "networks": networks,
 }

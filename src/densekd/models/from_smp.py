@@ -85,12 +85,12 @@ def _encoder_arguments(reference: str, encoder: str, options: Mapping[str, Any])
     weights = options.get("encoder_weights")
     if not encoder.startswith("tu-"):
         return {"encoder_weights": _native_weights(reference, encoder, weights)}
-    from densekd.models.timm_widths import WIDTH_OPTIONS, open_width
+    from densekd.models.timm_widths import UNPUBLISHED, WIDTH_OPTIONS, open_width
 
     name = encoder.removeprefix("tu-")
+    if weights and any(option in options for option in UNPUBLISHED):
+        raise ModelError(f"{reference}: no weights are published for {encoder!r} of another width or stem; {_INSTEAD}")
     if any(option in options for option in WIDTH_OPTIONS):
-        if weights:
-            raise ModelError(f"{reference}: no weights are published for {encoder!r} of another width; {_INSTEAD}")
         return {"encoder_name": f"tu-{open_width(reference, name)}", "encoder_weights": None}
     if not weights:
         return {"encoder_weights": None}

@@ -15,6 +15,8 @@ from timm.models import efficientnet, mobilenetv3
 from densekd.errors import ModelError
 
 WIDTH_OPTIONS = ("channel_multiplier", "depth_multiplier", "fix_stem_head", "head_conv")
+# And those of its ResNets: published weights fit none of these.
+UNPUBLISHED = (*WIDTH_OPTIONS, "channels", "stem_width", "stem_type")
 
 
 def densekd_mobilenetv1(pretrained: bool = False, **kwargs: Any) -> Any:

@@ -39,9 +39,9 @@ def _keys(spec: ModelSpec) -> str | None:
 
 def _published(spec: ModelSpec) -> str:
     """smp's own option, where weights of such an encoder are published."""
-    from densekd.models.timm_widths import WIDTH_OPTIONS
+    from densekd.models.timm_widths import UNPUBLISHED
 
-    if any(option in spec.options for option in WIDTH_OPTIONS):
+    if any(option in spec.options for option in UNPUBLISHED):
         return ""
     timms = str(spec.options.get("encoder_name", "")).startswith("tu-")
     return f", or student.options.encoder_weights={'true' if timms else 'imagenet'}"
