@@ -8,6 +8,7 @@ import torch
 from densekd.config import load_recipe
 from densekd.errors import ConfigError, RunError
 from densekd.launch import Launch, is_first, launched, require_one_process, several
+from densekd.losses.catalog import METHODS
 from densekd.runs.ranks import ElsewhereError, Ranks, joined
 from densekd.runs.share import images_of_step, share_out
 from densekd.runs.synchronised import not_shared, require_acting, terms_not_shared
@@ -191,3 +192,18 @@ def test_the_first_failure_is_the_one_that_is_told():
     assert (str(told), told.exit_code, told.told_elsewhere) == ("process 1: RunError: disk full", 2, True)
     lost = Ranks(Launch(1, 2, 1, 2), Store()).told(RuntimeError("[gloo/transport/tcp] Connection closed by peer"))
     assert str(lost) == "another process of this run ended without a word; go on with --resume"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("holistic", "masked")])
+def test_what_compares_within_a_batch_is_known(name):
+    """The value of a batch is the mean of its halves', or the loss says that it is not."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, 3, 8, 8, generator=generator)
+    labels = torch.randint(3, (4, 8, 8), generator=generator)
+    labels[0, :6] = 255
+    loss = METHODS[name]()
+    loss.bind(student.shape, teacher.shape, 3)
+    whole = loss(student, teacher, labels=labels)
+    halves = [loss(student[part], teacher[part], labels=labels[part]) for part in (slice(2), slice(2, 4))]
+    equal = torch.allclose(whole, torch.stack(halves).mean(), rtol=1e-5)
+    assert equal != loss.batch_wide
