@@ -42,7 +42,7 @@ def explain_shapes(where: str, wrong: Mapping[str, tuple[torch.Tensor, torch.Ten
         layer = next(iter(wrong)).rpartition(".")[0]
         return (
             f"{text}; the file is for {theirs[0]} classes, the network has {ours[0]}: use data of the same classes, or "
-            f"leave the last layer untrained with ignore: [{layer}.*]"
+            f"leave the last layer untrained with ignore: [{layer}.*]; a teacher's own classes: teacher.class_names"
         )
     return f"{text}; the file is for a network of another size: check model and options"
 

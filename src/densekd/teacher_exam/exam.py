@@ -227,7 +227,7 @@ def _permuted(reading: Reading, names: tuple[str, ...], binary: bool) -> str:
     )
     return (
         f"permuted classes: the teacher's {', '.join(pairs)}{more}{shift} ({rise}); reorder the rows of "
-        "its last layer, or the ids of the labels (data.masks.id_map)"
+        "its last layer, give their order as teacher.class_names, or the ids of the labels (data.masks.id_map)"
     )
 
 
