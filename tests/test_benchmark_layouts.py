@@ -12,11 +12,14 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import realdata
-from densekd.config import dump_recipe, load_recipe, recipe_digest
+from densekd.config import Recipe, dump_recipe, load_recipe, recipe_digest
 from densekd.data.build import DataBundle, build_data
 from densekd.data.find import data_of, palette_of
 from densekd.data.kinds import DataSpec
-from densekd.errors import ConfigError, DataError
+from densekd.data.specs import HoldoutSpec
+from densekd.errors import ConfigError, DataError, RunError
+from densekd.runs.score import _require_split
+from densekd.tuning.sweep import _holdout
 
 SPEC: TypeAdapter[Any] = TypeAdapter(DataSpec)
 SIZE = (12, 24)
@@ -104,7 +107,7 @@ class TestCityscapes:
 
     @pytest.mark.parametrize("key", ["train", "val", "extra"])
     def test_the_test_split_has_no_labels(self, data: dict[str, Any], key: str) -> None:
-        with pytest.raises(ValueError, match=r"the split 'test' of Cityscapes has no public labels: .*densekd predict"):
+        with pytest.raises(ValueError, match=r"got 'test': Cityscapes has no public labels there; .*densekd predict"):
             build(data, **{key: ["test"] if key == "extra" else "test"})
 
     def test_its_images_can_be_distilled_on(self, data: dict[str, Any]) -> None:
@@ -356,6 +359,31 @@ def test_paths_of_a_saved_recipe_are_absolute(tmp_path: Path, monkeypatch: pytes
     base = {"student": {"model": "nets.py:student"}, "train": {"steps": 1}}
     found = load_recipe({**base, "data": data}).data
     assert (found.root, found.sbd) == (str(tmp_path / "VOC2012"), str(tmp_path / "sbd"))  # type: ignore[union-attr]
+
+
+def recipe_of(data: dict[str, Any]) -> Recipe:
+    return load_recipe({"data": data, "student": {"model": "nets.py:student"}, "train": {"steps": 1}})
+
+
+def test_an_evaluation_says_why_an_official_split_is_not_opened() -> None:
+    with pytest.raises(
+        RunError, match=r"'test': Cityscapes keeps its labels to itself; .*/leftImg8bit/test; there"
+    ):
+        _require_split(recipe_of({"name": "cityscapes", "root": "/data"}), "test")
+    camvid = {"name": "camvid", "root": "/data"}
+    with pytest.raises(RunError, match=r"'test': is not opened; data\.extra=\[test\] opens it; there are val, train$"):
+        _require_split(recipe_of(camvid), "test")
+    _require_split(recipe_of({**camvid, "extra": ["test"]}), "test")
+    with pytest.raises(RunError, match=r"'tests': no such split; did you mean 'test'"):
+        _require_split(recipe_of({**camvid, "extra": ["test"]}), "tests")
+
+
+def test_tune_needs_no_group_where_the_set_has_its_own() -> None:
+    voc = recipe_of({"name": "voc", "root": "/data"})
+    assert _holdout(voc, None, 0.3) == HoldoutSpec(fraction=0.3)
+    assert _holdout(voc, "^2007", None).group == "^2007"
+    with pytest.raises(ConfigError, match="--group is missing"):
+        _holdout(recipe_of({"name": "folder", "root": "/data", "classes": ["a", "b"]}), None, None)
 
 
 def test_colours_are_known_without_files() -> None:

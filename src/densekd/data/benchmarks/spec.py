@@ -79,8 +79,8 @@ class BenchmarkSpec(Spec):
             if isinstance(split, str) and split in cls.benchmark.images:
                 folder = cls.benchmark.images[split]
                 raise ValueError(
-                    f"the split {split!r} of {cls.benchmark.title} has no public labels: nothing can be trained or "
-                    f"scored on it; `densekd predict` takes its images (<root>/{folder}), and so does data.unlabelled"
+                    f"expected a split with labels, got {split!r}: {cls.benchmark.title} has no public labels there; "
+                    f"`densekd predict` takes its images (<root>/{folder}), and so does data.unlabelled"
                 )
         return value
 
