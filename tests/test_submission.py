@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,47 @@ def test_only_the_listed_images(tmp_path: Path) -> None:
         only_listed(names, tmp_path / "test.txt")
     with pytest.raises(DataError, match="list of images cannot be read"):
         only_listed(names, tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("submission", "name", "result", "archive", "first"),
+    [
+        ("ade20k", "ADE_test_00000001", "ADE_test_00000001.png", "results.zip", 1),
+        ("voc-comp5", "2008_000006", "VOC2012/Segmentation/comp5_test_cls/2008_000006.png", "results.tgz", 0),
+    ],
+)
+def test_files_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, submission: str, name: str, result: str, archive: str, first: int
+) -> None:
+    benchmark = SUBMISSIONS[submission].benchmark
+    ids = torch.arange(12).view(3, 4)
+
+    class Student:
+        def __init__(self, *given: Any) -> None:
+            self.recipe = recipe_of({"name": benchmark.name, "root": "x"})
+            self.classes, self.palette = benchmark.classes, benchmark.palette(None)
+
+        def segment(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [ids for _ in images]
+
+    monkeypatch.setattr("densekd.predict.segment.Student", Student)
+    (tmp_path / "weights").write_bytes(b"w")
+    best = SimpleNamespace(step=3, miou=0.5)
+    run = SimpleNamespace(
+        path=tmp_path, weights=tmp_path / "weights", record=SimpleNamespace(best=best, recipe_sha256="r")
+    )
+    image = tmp_path / "in" / "more" / f"{name}.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 3)).save(image)
+    said: list[str] = []
+    (made,) = predict(run, [tmp_path / "in"], tmp_path / "out", submission=submission, archive=True, said=said.append)
+    assert made.mask == tmp_path / "out" / "results" / result
+    assert made.overlay is None
+    with Image.open(made.mask) as picture:
+        assert np.asarray(picture).tolist() == (ids + first).tolist()
+    assert (tmp_path / "out" / archive).is_file()
+    assert json.loads((tmp_path / "out" / "submission.json").read_text())["submission"] == submission
+    assert any("has 1456" in line for line in said) == (benchmark.name == "voc")
 
 
 NETWORK = """
