@@ -6,6 +6,7 @@ without the libraries, Pillow reads all files: the pixels are the same.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from torchvision import io
 
 _TURNED = range(2, 9)
 _ORIENTATION = 0x0112
+# What it announces is known here, and no news to who trains.
+warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning)
 _DECODERS = {
     kind: getattr(io, name) for kind, name in (("PNG", "decode_png"), ("JPEG", "decode_jpeg")) if hasattr(io, name)
 }
