@@ -76,7 +76,7 @@ def small_banks(terms: Sequence[TermSpec]) -> dict[str, Any]:
 
 
 def ran(run: Run) -> None:
-    """It took its steps, lost, and can be scored again from its folder."""
+    """It took its two steps, with finite losses, and has a score."""
     record = run.record
     assert (record.status, record.steps) == ("done", 2)
     assert 0 <= record.final.miou <= 1
@@ -101,6 +101,7 @@ def test_a_recipe_of_each_kind(name: str, places: dict[str, str], tmp_path: Path
     assert scored.miou == pytest.approx(run.record.best.miou, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_data_set_and_every_family_of_networks_is_among_the_kinds() -> None:
     def kinds(names: list[str]) -> tuple[set[str], set[str]]:
         recipes = [load_recipe(name) for name in names]
@@ -126,6 +127,7 @@ def test_every_recipe_with_its_own_networks(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # up to thirteen runs
 @pytest.mark.parametrize("name", [name for name in NAMES if "-" in name])
 def test_every_method_of_a_recipe(
     name: str, places: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
