@@ -15,7 +15,8 @@ from densekd.errors import CheckpointError, ConfigError, RunError
 from densekd.losses.catalog import METHODS
 from densekd.models.digest import weights_digest
 from densekd.records import PlannedMethod, StudyPlan
-from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
+from densekd.runs.asked_teacher import require_teacher
+from densekd.runs.assemble import assemble, build_distiller, build_teacher
 from densekd.runs.execute import resolve
 from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch

@@ -184,7 +184,8 @@ def doctor(
 ) -> None:
     """Check a distillation before it runs: taps, terms, gradients, the teacher's score, time, memory, disk."""
     from densekd.config import load_recipe
-    from densekd.runs.assemble import assemble, build_distiller, build_teacher, require_teacher
+    from densekd.runs.asked_teacher import require_teacher
+    from densekd.runs.assemble import assemble, build_distiller, build_teacher
     from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
     from densekd.runs.rehearsal import rehearse

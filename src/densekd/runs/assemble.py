@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from densekd.config import Recipe, TeacherSpec
+from densekd.config import Recipe
 from densekd.data.base import SegmentationSet
 from densekd.data.build import DataBundle, build_data
 from densekd.data.keyed import keyed_seed
@@ -18,25 +18,25 @@ from densekd.data.transforms import EvalTransform, TrainTransform
 from densekd.data.unlabelled import Joined
 from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
-from densekd.errors import ConfigError
 from densekd.evaluate import autocast
 from densekd.launch import Launch
-from densekd.losses.catalog import METHODS, loss_options, make_loss
+from densekd.losses.catalog import loss_options, make_loss
 from densekd.models.auxiliary import attach_auxiliary
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
 from densekd.records import RunRecord
+from densekd.runs.asked_teacher import require_teacher, teacher_input
 from densekd.runs.attempt import attempt
 from densekd.runs.device import choose_device, usable_threads
 from densekd.runs.fit import require_fit
 from densekd.runs.mixing import in_words, unlabelled_share
 from densekd.runs.share import Share, share_out
-from densekd.runs.start import WEIGHT_OPTIONS, random_start
+from densekd.runs.start import random_start
 from densekd.runs.synchronised import not_shared, require_acting, synchronised
 from densekd.runs.teacher_classes import TeacherClasses, teacher_classes
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
-from densekd.teacher import TeacherImages, TeacherInput
+from densekd.teacher import TeacherImages
 from densekd.training.batcher import Batcher
 from densekd.training.specs import TermSpec
 
@@ -202,36 +202,6 @@ def _attach_head(parts: Parts) -> list[str]:
     ]
 
 
-def _has_weights(spec: TeacherSpec) -> bool:
-    if spec.checkpoint is not None or spec.untrained or any(spec.options.get(key) for key in WEIGHT_OPTIONS):
-        return True
-    # A hub name brings its weights; a file's function is the user's own business.
-    return (spec.model.startswith("transformers:") and "/" in spec.model) or ".py:" in spec.model
-
-
-def require_teacher(recipe: Recipe) -> TeacherSpec:
-    """The recipe's teacher.
-
-    Raises:
-        ConfigError: no teacher, no terms, a method nobody knows, or a teacher without trained weights.
-    """
-    if recipe.teacher is None:
-        raise ConfigError("recipe: key 'teacher' is missing: distillation needs a teacher (or use `densekd train`)")
-    if not recipe.terms:
-        raise ConfigError("recipe: key 'terms' is missing: name at least one distillation term")
-    for place, term in enumerate(recipe.terms):
-        if term.method not in METHODS:
-            make_loss(term.method, term.options)  # raises, naming the nearest method
-        if term.weight == 0:
-            raise ConfigError(f"recipe: terms.{place}.weight: a term of weight 0 does nothing; leave it out")
-    if not _has_weights(recipe.teacher):
-        raise ConfigError(
-            "teacher.checkpoint: missing: an untrained teacher teaches nothing. Give the run folder or file of a "
-            "trained teacher, for instance teacher.checkpoint=runs/my-teacher"
-        )
-    return recipe.teacher
-
-
 def load_teacher(recipe: Recipe, outputs: int, notices: list[str]) -> nn.Module:
     """The recipe's teacher with its weights; those it has none for depend on the seed alone.
 
@@ -266,16 +236,6 @@ def build_teacher(parts: Parts) -> nn.Module:
             "it gets RGB images (N, 3, H, W); where it takes one size alone, give it as teacher.size",
         )
     return teacher
-
-
-def teacher_input(recipe: Recipe) -> TeacherInput | None:
-    """How the student's images are brought to the teacher's normalisation and size; None when they are the same."""
-    spec = recipe.teacher
-    if spec is None or (spec.mean is None and spec.size is None):
-        return None
-    mean, std = recipe.data.augment.mean, recipe.data.augment.std
-    own_mean, own_std = spec.mean or mean, spec.std or std
-    return TeacherInput(mean=own_mean, std=own_std, student_mean=mean, student_std=std, size=spec.size)
 
 
 def _loss_options(term: TermSpec, ignore_index: int) -> dict[str, Any]:

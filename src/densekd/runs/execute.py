@@ -12,7 +12,8 @@ from typing import Any
 from densekd.config import Recipe, load_recipe, recipe_digest
 from densekd.errors import RunError
 from densekd.records import RunRecord, dump
-from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher, require_teacher
+from densekd.runs.asked_teacher import require_teacher
+from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
 from densekd.runs.claim import Claim
 from densekd.runs.execution import Execution, Kind, method_of
 from densekd.runs.folder import Run, require_writable

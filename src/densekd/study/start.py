@@ -11,7 +11,7 @@ from densekd.errors import CheckpointError, ConfigError, RunError, nearest
 from densekd.launch import require_one_process
 from densekd.models.checkpoint_file import resolve_checkpoint
 from densekd.records import Budget
-from densekd.runs.assemble import require_teacher
+from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.device import choose_device
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.runs.folder import require_writable

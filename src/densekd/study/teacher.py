@@ -16,7 +16,7 @@ from densekd.errors import DensekdError
 from densekd.evaluate import autocast, evaluate, evaluation_mode
 from densekd.records import Scores, StudyTeacher, dump
 from densekd.runs import Run
-from densekd.runs.assemble import teacher_input
+from densekd.runs.asked_teacher import teacher_input
 from densekd.runs.progress import Quiet
 from densekd.runs.teacher_view import scored_teacher
 from densekd.study.check import Opened
