@@ -6,7 +6,8 @@
 First `densekd tune`: the weight of each method alone (its default, or one that acts, see below), times 0.02 (not on
 CamVid), 0.1, 0.5 and 2.5, one seed, short runs, scored on a part of the training set (the last scenes; one drive of
 CamVid). Temperatures and other options stay at their defaults. Then `densekd compare` with the chosen weights;
-combinations take the weights of their parts. The sweep and the comparison each leave a record in `results/`.
+combinations take the weights of their parts, and on CamVid channelwise at its default weight is a row too. The sweep
+and the comparison each leave a record in `results/`.
 
 `scenes`: drawn street scenes, all methods, on class maps and, where they can stand there, on feature maps. The teacher
 is the demo's; it is trained first unless `--teacher` names a finished run. `camvid`: `--data` holds
@@ -60,6 +61,8 @@ SCENES_WEIGHTS = {
 CAMVID_WEIGHTS = {"channelwise@features": 9.8}
 #: combinations of the above, with the weights of their parts
 BOTH = {"channelwise-both": ("channelwise", "channelwise@features")}
+#: CamVid: beside the tuned weight the default one, with which `camvid_core.py` measures longer runs
+UNTUNED = {"channelwise-untuned": "channelwise"}
 COMBINED = {**BOTH, "channelwise-pixelwise-holistic": ("channelwise", "pixelwise", "holistic")}
 
 
@@ -134,12 +137,13 @@ def _is_done(path: Path) -> bool:
     return (path / "record.json").is_file() and Run.load(path).record.status == "done"
 
 
-def _combined(recipe: Recipe, combinations: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """`compare.methods` with the combinations beside the tuned methods."""
+def _beside(recipe: Recipe, combinations: Mapping[str, tuple[str, ...]], untuned: Mapping[str, str]) -> dict[str, Any]:
+    """`compare.methods` with the combinations, and methods on the logits at their defaults, beside the tuned ones."""
     methods = {name: spec.model_dump(mode="json") for name, spec in recipe.compare.methods.items()}
     for label, parts in combinations.items():
         terms: list[TermSpec] = [term for part in parts for term in recipe.compare.methods[part].terms]
         methods[label] = {"terms": [term.model_dump(mode="json") for term in terms]}
+    methods |= {label: {"terms": [{"method": method}]} for label, method in untuned.items()}
     return methods
 
 
@@ -175,11 +179,11 @@ def main() -> None:
     for line in tuned.remarks:
         print(line)
     final = load_recipe(tuned.recipe)
-    combinations = COMBINED if scenes else BOTH
+    combinations, untuned = (COMBINED, {}) if scenes else (BOTH, UNTUNED)
     with Board() as board:
         study = prepare(
-            load_recipe(tuned.recipe, {"compare.methods": _combined(final, combinations)}),
-            methods=["none", *(SCENES if scenes else CAMVID), *combinations],
+            load_recipe(tuned.recipe, {"compare.methods": _beside(final, combinations, untuned)}),
+            methods=["none", *(SCENES if scenes else CAMVID), *combinations, *untuned],
             seeds=given.seeds,
             jobs=given.jobs,
             out=runs / "compare",
