@@ -226,6 +226,12 @@ def joined() -> Iterator[Ranks]:
     _joined.append(ranks)
     try:
         yield ranks
+    except BaseException as error:
+        # Wherever it comes from: the others would wait for this process.
+        found = error if getattr(error, "told_elsewhere", False) else ranks.told(error)
+        if found is error:
+            raise
+        raise found from error
     finally:
         _joined.pop()
         ranks.leave()

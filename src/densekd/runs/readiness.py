@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from densekd.distiller import Distiller
 from densekd.doctor import Report, preflight
 from densekd.errors import DensekdError
 from densekd.evaluate import autocast, evaluation_mode, some_of
+from densekd.models.auxiliary import auxiliary_of
 from densekd.runs.assemble import Parts
 from densekd.runs.forecast import Forecast, forecast, training_batch
 from densekd.runs.teacher_view import scored_teacher
@@ -170,7 +172,9 @@ def check_readiness(
         "label": batch["label"].to(parts.device),
         "valid": batch["valid"].to(parts.device),
     }
-    with autocast(parts.device, recipe.runtime.precision):
+    head = auxiliary_of(parts.student)  # beside the distiller: its statistics are kept as those of the student are
+    kept = nullcontext() if head is None else preserved(head)
+    with kept, autocast(parts.device, recipe.runtime.precision):
         report = preflight(distiller, on_device, lambda output, labels: task.loss(output, labels)[0])
     exam, unscored = None, ""
     if recipe.preflight.teacher_images and not terms_alone:

@@ -13,7 +13,7 @@ from torch import nn
 from densekd import files
 from densekd.errors import CheckpointError
 from densekd.training.adversaries import Adversaries
-from densekd.training.sharding import like, load_whole, whole, whole_state
+from densekd.training.sharding import is_sharded, like, load_whole, whole, whole_state
 from densekd.training.stepper import Stepper
 
 _STATE = "state.json"
@@ -84,8 +84,13 @@ class Checkpointer:
         return self.folder / f"step-{step:08d}"
 
     def save(self, stepper: Stepper, position: Position) -> Path:
-        """Write the checkpoint of `position.taken` steps, point `latest` at it, and drop older ones."""
-        objective = stepper.plain
+        """Write the checkpoint of `position.taken` steps, point `latest` at it, and drop older ones.
+
+        Of several processes every one must call it: shards are gathered.
+        """
+        objective, path = stepper.plain, self.path(position.taken)
+        if not self.writes and not is_sharded(objective):
+            return path
         extra = objective.extra_state()
         content = {
             "student.safetensors": files.tensor_bytes(whole_state(objective.student)),
@@ -101,7 +106,6 @@ class Checkpointer:
         if scaler is not None:
             content["scaler.json"] = json.dumps(scaler.state_dict()).encode()
         content[_SUMS] = json.dumps({name: files.sha256(data) for name, data in content.items()}).encode()
-        path = self.path(position.taken)
         if not self.writes:
             return path
         files.write_folder(path, content)
