@@ -366,9 +366,7 @@ def recipe_of(data: dict[str, Any]) -> Recipe:
 
 
 def test_an_evaluation_says_why_an_official_split_is_not_opened() -> None:
-    with pytest.raises(
-        RunError, match=r"'test': Cityscapes keeps its labels to itself; .*/leftImg8bit/test; there"
-    ):
+    with pytest.raises(RunError, match=r"'test': Cityscapes keeps its labels to itself; .*/leftImg8bit/test; there"):
         _require_split(recipe_of({"name": "cityscapes", "root": "/data"}), "test")
     camvid = {"name": "camvid", "root": "/data"}
     with pytest.raises(RunError, match=r"'test': is not opened; data\.extra=\[test\] opens it; there are val, train$"):
