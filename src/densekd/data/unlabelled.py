@@ -19,6 +19,20 @@ from densekd.data.images import IMAGE_SUFFIXES, read_image
 from densekd.data.specs import UnlabelledFilesSpec
 from densekd.errors import ConfigError, DataError
 
+# Folders of masks, and the folder of their images.
+_MASKS_BESIDE = {
+    "masks": "images",
+    "annotations": "images",
+    "gtFine": "leftImg8bit",
+    "SegmentationClass": "JPEGImages",
+    "SegmentationClassAug": "JPEGImages",
+    "SegmentationObject": "JPEGImages",
+    "trainannot": "train",
+    "valannot": "val",
+    "testannot": "test",
+    "LabeledApproved_full": "701_StillsRaw_full",
+}
+
 
 def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     """The images of `spec` by stem, in the order of the stems, and notices about other files.
@@ -46,20 +60,6 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     if strange:
         notices.append(f"unlabelled: {len(strange)} files are no images and are left out: {', '.join(strange[:3])}")
     return {stem: images[stem] for stem in sorted(kept)}, notices
-
-
-_MASKS_BESIDE = {
-    "masks": "images",
-    "annotations": "images",
-    "gtFine": "leftImg8bit",
-    "SegmentationClass": "JPEGImages",
-    "SegmentationClassAug": "JPEGImages",
-    "SegmentationObject": "JPEGImages",
-    "trainannot": "train",
-    "valannot": "val",
-    "testannot": "test",
-    "LabeledApproved_full": "701_StillsRaw_full",
-}
 
 
 def _refuse_masks(root: Path, files: Iterable[Path]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -97,7 +96,7 @@ class LabelIdsReader(MaskReader):
     No street is without a car, a plant, the sky and every sign: label ids above 18 are in every file of the download.
     """
 
-    def _from_ids(self, values: NDArray, path: Path) -> NDArray[np.int64]:
+    def _from_ids(self, values: NDArray, path: Path) -> NDArray:
         if values.size and values.max() <= _HIGHEST_TRAIN_ID:
             raise DataError(
                 f"{path}: no value above {_HIGHEST_TRAIN_ID}: these seem to be train ids under the name of labelIds; "

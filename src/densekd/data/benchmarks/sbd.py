@@ -17,7 +17,7 @@ _FOLDER = "benchmark_RELEASE"
 class SbdReader(MaskReader):
     """Reads pictures as `MaskReader` does, and SBD's .mat files."""
 
-    def _label(self, path: Path) -> NDArray[np.int64]:
+    def _label(self, path: Path) -> NDArray:
         return self._from_ids(segmentation_of(path), path) if path.suffix == ".mat" else super()._label(path)
 
 
