@@ -7,6 +7,7 @@ and hears at once what another one failed on. Which is why the process group is 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ _PATIENCE = 3600.0
 """Seconds that one process may need more than another before training: mostly to read and check images."""
 _STUCK = timedelta(minutes=30)
 """After so long without an answer in a collective the run ends; a checkpoint on a slow disk is within it."""
+_SLOWEST = timedelta(minutes=5)
+"""Within which all processes are started."""
 _LOST = ("peer", "gloo/transport", "NCCL", "socket", "Broken pipe")
 
 
@@ -193,6 +196,23 @@ def _lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
 
 
+def _met(launch: Launch) -> Any:
+    """The store that the launcher's variables name.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        found = dist.rendezvous("env://", launch.rank, launch.world, timeout=_SLOWEST)  # type: ignore[attr-defined]
+        return next(found)[0]
+    except (dist.DistError, ValueError) as error:
+        address = ":".join(os.environ.get(name, "(not set)") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunError(
+            f"the processes of this launch do not meet at MASTER_ADDR:MASTER_PORT = {address}: "
+            f"{' '.join(str(error).split())[:200]}; with torchrun on one machine, --standalone finds a free port"
+        ) from None
+
+
 def _part(name: str, store: Any) -> Any:
     return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
@@ -219,8 +239,7 @@ def joined() -> Iterator[Ranks]:
         if dist.is_initialized():
             raise RunError("torch.distributed has a process group already: train and distill make their own")
         if not _stores:
-            found = dist.rendezvous("env://", launch.rank, launch.world, timeout=_STUCK)  # type: ignore[attr-defined]
-            _stores.append(next(found)[0])
+            _stores.append(_met(launch))
         _runs += 1
         ranks = Ranks(launch, _part(f"densekd {_runs}", _stores[0]))
     _joined.append(ranks)
