@@ -64,7 +64,7 @@ def test_pairs_are_found_loaded_and_counted(tmp_path: Path) -> None:
     image, label = data.train.load(2)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), picture(tmp_path / "b_1.png"))
     assert np.array_equal(label.numpy(), mask(tmp_path / "m" / "b_1.png"))
-    assert (image.dtype, label.dtype) == (torch.uint8, torch.int64)
+    assert (image.dtype, label.dtype) == (torch.uint8, torch.uint8)
 
 
 def test_suffixes_of_any_kind_and_case_are_matched_by_stem(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from densekd.data.masks import MaskReader
@@ -128,3 +129,23 @@ def test_the_kind_of_file_must_fit_the_format(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_meant_are_refused(spec: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         reader(**spec)
+
+
+def test_ids_that_fit_are_kept_in_8_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    for void, dtype in ((255, torch.uint8), (-1, torch.int64), (300, torch.int64)):
+        made = reader(void, format="id_map", id_map={0: 0, 1: 1, 2: 2, 255: void})
+        narrow, wide = made.read_narrow(tmp_path / "m.png"), made.read(tmp_path / "m.png")
+        assert (narrow.dtype, wide.dtype) == (dtype, torch.int64)
+        assert narrow.tolist() == wide.tolist() == np.where(values == 255, void, values.astype(int)).tolist()
+    narrow[0, 0] = 1  # the caller's own
+
+
+def test_no_byte_is_left_for_what_is_unlisted(tmp_path: Path) -> None:
+    names = tuple(map(str, range(255)))
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    found = MaskReader(MasksSpec(), names, 255).read_narrow(tmp_path / "m.png")
+    assert found.dtype == torch.int64
+    assert found.tolist() == values.tolist()

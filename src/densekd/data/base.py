@@ -13,7 +13,8 @@ class Sample(NamedTuple):
     image: Tensor
     """uint8, `(3, H, W)`, RGB, 0 to 255."""
     label: Tensor
-    """int64, `(H, W)`: class ids `0 .. K-1`, or the set's `ignore_index` where nothing is known."""
+    """`(H, W)`: class ids `0 .. K-1`, or the set's `ignore_index` where nothing is known. int64, or uint8, in which
+    they fit as a rule and are resized faster; what the views give is int64."""
 
 
 @runtime_checkable

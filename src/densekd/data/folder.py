@@ -52,7 +52,7 @@ class FolderSet:
                 have changed since they were checked).
         """
         pair = self.pairs[index]
-        image, label = read_image(pair.image), self._reader.read(pair.mask)
+        image, label = read_image(pair.image), self._reader.read_narrow(pair.mask)
         if image.shape[1:] != label.shape:
             raise DataError(
                 f"{pair.mask}: sizes differ: mask {label.shape[1]}x{label.shape[0]}, "

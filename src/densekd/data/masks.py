@@ -39,6 +39,16 @@ def _packed(red: NDArray, green: NDArray, blue: NDArray) -> NDArray[np.int32]:
     return (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue.astype(np.int32)
 
 
+def _byte_table(table: NDArray[np.int64]) -> tuple[bytes, int] | None:
+    """A table of 256 ids in bytes, and the byte that stands for no class; None where they do not fit."""
+    ids = set(table.tolist()) - {_UNLISTED}
+    free = set(range(256)) - ids
+    if not ids <= set(range(256)) or not free:
+        return None
+    marker = max(free)
+    return np.where(table == _UNLISTED, marker, table).astype(np.uint8).tobytes(), marker
+
+
 class MaskReader:
     """Reads mask files into labels of ids `0 .. K-1` and `ignore_index`.
 
@@ -63,10 +73,12 @@ class MaskReader:
         self._otherwise = ignore_index if spec.unlisted == "ignore" else _UNLISTED
         self._table = np.zeros(0, np.int64)
         self._keys = np.zeros(0, np.int32)
+        self._bytes: tuple[bytes, int] | None = None
         if spec.colors is not None:
             self._keys, self._table = self._color_table(spec.colors)
         else:
             self._table = self._id_table(spec.id_map)
+            self._bytes = _byte_table(self._table[:256])
 
     def _id_table(self, id_map: dict[int, int] | None) -> NDArray[np.int64]:
         count = len(self.classes)
@@ -109,9 +121,13 @@ class MaskReader:
         Raises:
             DataError: the file is missing, damaged, of the wrong kind, or holds values that mean no class.
         """
+        return self.read_narrow(path).to(torch.int64)
+
+    def read_narrow(self, path: Path) -> Tensor:
+        """As `read`, but uint8 where the file has 8 bits and all ids and the ignore_index fit: faster to resize."""
         return torch.from_numpy(self._label(path))
 
-    def _label(self, path: Path) -> NDArray[np.int64]:
+    def _label(self, path: Path) -> NDArray:
         with open_picture(path) as opened:
             picture = upright(opened, path)
         if self.format == "colors":
@@ -133,18 +149,27 @@ class MaskReader:
         if self.kind is not None:
             raise DataError(f"{path}: its pixels are of kind {mode!r}; expected {self.kind[0]}: {self.kind[1]}")
 
-    def _from_ids(self, values: NDArray, path: Path) -> NDArray[np.int64]:
+    def _from_ids(self, values: NDArray, path: Path) -> NDArray:
         if values.dtype == np.bool_:
             values = values.astype(np.uint8)
+        if values.dtype == np.uint8 and self._bytes is not None:
+            table, unlisted = self._bytes
+            # Python's own translation of bytes takes a third of the time of numpy's indexing.
+            narrow = np.frombuffer(bytearray(values).translate(table), np.uint8).reshape(values.shape)
+            self._refuse_unlisted(values, narrow == unlisted, path)
+            return narrow
         if values.dtype not in (np.uint8, np.uint16) and values.size:
             low, high = int(values.min()), int(values.max())
             if low < 0 or high > 65535:
                 raise DataError(f"{path}: values from {low} to {high}; expected 0 to 65535")
         label = self._table[values]
-        if self._otherwise == _UNLISTED and (label == _UNLISTED).any():
-            strange = np.unique(values[label == _UNLISTED]).tolist()
-            raise DataError(f"{path}: {self._complaint([str(value) for value in strange])}")
+        self._refuse_unlisted(values, label == _UNLISTED, path)
         return label
+
+    def _refuse_unlisted(self, values: NDArray, unlisted: NDArray[np.bool_], path: Path) -> None:
+        if self._otherwise == _UNLISTED and unlisted.any():
+            strange = np.unique(values[unlisted]).tolist()
+            raise DataError(f"{path}: {self._complaint([str(value) for value in strange])}")
 
     def _from_colors(self, values: NDArray, path: Path) -> NDArray[np.int64]:
         keys = _packed(values[..., 0], values[..., 1], values[..., 2])

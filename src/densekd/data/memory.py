@@ -16,7 +16,7 @@ class InMemory:
 
     def __init__(self, source: SegmentationSet) -> None:
         self.source = source
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.dtype]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -42,6 +42,10 @@ class InMemory:
         if index not in self._kept:
             sample = self.source.load(index)
             fits = int(sample.label.min()) >= 0 and int(sample.label.max()) <= 255
-            self._kept[index] = (sample.image, sample.label.to(torch.uint8) if fits else sample.label)
-        image, label = self._kept[index]
-        return Sample(image.clone(), label.to(torch.int64, copy=True))
+            self._kept[index] = (
+                sample.image,
+                sample.label.to(torch.uint8) if fits else sample.label,
+                sample.label.dtype,
+            )
+        image, label, dtype = self._kept[index]
+        return Sample(image.clone(), label.to(dtype, copy=True))

@@ -73,7 +73,7 @@ class EvalView(Dataset[EvalEntry]):
 
     def __getitem__(self, index: int) -> EvalEntry:
         image, label = self.source.load(index)
-        return {"image": self.transform(image), "label": label, "index": index}
+        return {"image": self.transform(image), "label": label.to(torch.int64), "index": index}
 
 
 def of_one_size(items: Iterable[Item], size_of: Callable[[Item], object], count: int) -> Iterator[list[Item]]:

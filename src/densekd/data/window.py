@@ -73,7 +73,8 @@ def resized_label(label: Tensor, size: tuple[int, int], rows: range, columns: ra
     if size == tuple(label.shape):
         return label[rows.start : rows.stop, columns.start : columns.stop]
     down, across = (_nearest(*sides) for sides in zip(label.shape, size, (rows, columns), strict=True))
-    return label.index_select(0, down).index_select(1, across)
+    # numpy's take, in bytes, is faster than torch's index_select.
+    return torch.from_numpy(label.numpy().take(down.numpy(), 0).take(across.numpy(), 1))
 
 
 def _nearest(stored: int, size: int, which: range) -> Tensor:
