@@ -95,8 +95,7 @@ def predict(
     for line in wanted.notices(sizes) if wanted is not None else ():
         say(line)
     done: list[Prediction] = []
-    resized = student.recipe.data.augment.size
-    for group in of_one_size(names, lambda path: resized or sizes[path], batch_size):
+    for group in of_one_size(names, lambda path: student.transform.size_of(sizes[path]), batch_size):
         images = [read_image(path) for path in group]
         for path, image, label in zip(group, images, student.segment(images), strict=True):
             done.append(writer.write(path, names[path], image, label))

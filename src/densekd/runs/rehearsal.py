@@ -72,7 +72,7 @@ def _evaluate(parts: Parts) -> None:
     entry = parts.eval_view()[0]
     size = (entry["label"].shape[-2], entry["label"].shape[-1])
     precision = autocast(parts.device, parts.recipe.runtime.precision)
-    expected = f"{_expected(parts)}. Validation images keep their stored size unless data.augment.size is set"
+    expected = f"{_expected(parts)}. Validation images keep their stored size unless data.augment.size or fit is set"
 
     batch_size = parts.recipe.train.evaluate_batch_size
     predictor = Predictor(parts.student, parts.task, parts.recipe.evaluation, most=batch_size)
