@@ -72,6 +72,7 @@ def interrupted(place: Path, out: Path) -> None:
         train(recipe(place), out=out, progress=StopAfter(1))
 
 
+@pytest.mark.slow
 def test_a_resume_that_another_one_finished_meanwhile(place: Path, tmp_path: Path) -> None:
     out, made = tmp_path / "run", {}
     interrupted(place, out)
@@ -86,6 +87,7 @@ def test_a_resume_that_another_one_finished_meanwhile(place: Path, tmp_path: Pat
     assert contents(out) == made
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_from_where_another_one_came(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     interrupted(place, out)

@@ -386,6 +386,7 @@ class TestProcess:
         assert child.returncode in {143, -15}  # -15: it came before the command line had started
         assert b"Traceback" not in err
 
+    @pytest.mark.slow
     def test_a_narrow_encoding(self):
         narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run([*DENSEKD, "list", "mödels"], capture_output=True, env=narrow)

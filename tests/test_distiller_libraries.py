@@ -48,6 +48,7 @@ def step(distiller: Distiller, **inputs: Tensor) -> None:
 
 
 class TestSegmentationModelsPytorch:
+    @pytest.mark.slow
     def test_the_paper_s_networks(self) -> None:
         images = torch.rand(1, 3, 64, 64)
         teacher = smp("DeepLabV3", encoder_output_stride=8)

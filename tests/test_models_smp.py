@@ -164,6 +164,7 @@ def test_the_number_of_classes_is_checked(classes: Any) -> None:
         build_model(ModelSpec(model="smp:PSPNet"), classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -198,6 +199,7 @@ def test_building_does_not_depend_on_what_was_built_before() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_encoder_weights_of_torchvision_fit_the_native_encoder(tmp_path: Path) -> None:
     source = mobilenet_v2().half()
     save_file(source.state_dict(), tmp_path / "classifier.safetensors")

@@ -194,6 +194,7 @@ class TestTables:
 
 
 class TestFigures:
+    @pytest.mark.slow
     def test_equal_records_give_equal_pictures(self, study, written, tmp_path):
         write_figures(tmp_path, study)
         for name in FIGURES:

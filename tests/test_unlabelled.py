@@ -337,6 +337,7 @@ def whole(mixed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
     return distill(mixed, out=tmp_path_factory.mktemp("whole") / "run", progress=told), told
 
 
+@pytest.mark.slow
 class TestRuns:
     def test_the_counts_are_shown_and_kept(self, whole: tuple[Run, Told]) -> None:
         run, told = whole
