@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from densekd.config import load_recipe
 from densekd.distiller import Distiller, Term
 from densekd.errors import ConfigError, ModelError, TapError
+from densekd.launch import Launch
 from densekd.losses import ChannelWise
 from densekd.models.auxiliary import AuxiliaryHead, AuxiliarySpec, attach_auxiliary, auxiliary_of
 from densekd.runs import Run, distill, train
@@ -232,7 +233,7 @@ class TestRecipe:
             load_recipe("demo", {**given, "student.model": "segformer-b0", "student.auxiliary": {}})
 
     def test_a_head_without_a_loss_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"task\.auxiliary, the weight of its loss, is 0.*usually to 0\.4"):
+        with pytest.raises(ConfigError, match=r"^recipe: student\.auxiliary asks .* its loss, is 0.*usually to 0\.4"):
             load_recipe("demo", {"student.auxiliary": {"tap": "encoder.layer3"}})
 
 
@@ -269,6 +270,15 @@ class TestRun:
         assert all(parameter.grad is None for parameter in head.parameters())
         assert int(head[1].num_batches_tracked) == 0
         assert any("auxiliary head on '2' (6 -> 4 channels" in notice for notice in parts.notices)
+
+    def test_its_batch_norm_is_told_of_under_several_processes(self, place: Path) -> None:
+        (place / "plain.py").write_text(
+            "from torch import nn\n\n\ndef net(num_classes):\n"
+            "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, num_classes, 1))"
+        )
+        asked = load_recipe(with_head(recipe(place, student={"model": f"{place}/plain.py:net"})))
+        told = [assemble(asked, launch=launch).notices for launch in (Launch(), Launch(0, 2, 0, 2))]
+        assert [any("batch norm takes its statistics" in line for line in lines) for lines in told] == [False, True]
 
     @pytest.mark.parametrize("kind", ["train", "distill"])
     def test_a_resumed_run_is_the_whole_one_and_ships_the_student_alone(

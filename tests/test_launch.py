@@ -190,6 +190,9 @@ def test_the_first_failure_is_the_one_that_is_told():
     told = ranks.told(second)
     assert isinstance(told, ElsewhereError)
     assert (str(told), told.exit_code, told.told_elsewhere) == ("process 1: RunError: disk full", 2, True)
+    denied = Ranks(Launch(1, 2, 1, 2), Store())
+    denied.told(PermissionError(13, "Permission denied", "1.png"))
+    assert denied.told(second).exit_code == 2  # as of the process that could not read it
     lost = Ranks(Launch(1, 2, 1, 2), Store()).told(RuntimeError("[gloo/transport/tcp] Connection closed by peer"))
     assert str(lost) == "another process of this run ended without a word; go on with --resume"
 

@@ -80,7 +80,7 @@ def lines(error: ValidationError) -> Iterator[str]:
     told: set[str] = set()
     for problem in error.errors():
         shown, owners = _walk(problem["loc"])
-        key = ".".join(shown) or "recipe"
+        key = ".".join(shown)
         if key in told:
             continue  # each type that a value may have has its own complaint
         told.add(key)
@@ -90,7 +90,7 @@ def lines(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"recipe: key {key!r} is missing"
         else:
-            yield f"recipe: {key}: {_reason(problem)}"
+            yield f"recipe: {f'{key}: ' if key else ''}{_reason(problem)}"
 
 
 def _reason(problem: ErrorDetails) -> str:

@@ -21,7 +21,7 @@ from densekd.distiller import Distiller, Term
 from densekd.evaluate import autocast
 from densekd.launch import Launch
 from densekd.losses.catalog import loss_options, make_loss
-from densekd.models.auxiliary import attach_auxiliary
+from densekd.models.auxiliary import attach_auxiliary, auxiliary_of
 from densekd.models.build import build_model
 from densekd.models.measure import Measured, measure
 from densekd.records import RunRecord
@@ -180,10 +180,11 @@ def assemble(
         began = launch.world if before is None else before.processes
         if max(launch.world, began) > 1 or recipe.train.global_batch_size is not None:
             notices.append(str(share))
-        notices.extend(not_shared(recipe, student, device, launch))
         notices.extend(random_start(recipe))
         require_fit(recipe, student, "student", parts.stored_size)
         notices.extend(_attach_head(parts))
+        trained = [module for module in (student, auxiliary_of(parts.student)) if module is not None]
+        notices.extend(not_shared(recipe, nn.ModuleList(trained), device, launch))
     return parts
 
 

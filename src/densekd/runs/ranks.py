@@ -117,7 +117,7 @@ class Ranks:
         if _lost(error):
             error = RunError("another process of this run ended without a word; go on with --resume")
         known = explained(error) or error
-        code = getattr(known, "exit_code", 2 if isinstance(known, DensekdError) else 1)
+        code = getattr(known, "exit_code", 2 if isinstance(known, DensekdError | OSError) else 1)
         if isinstance(error, KeyboardInterrupt):
             code = 130
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
