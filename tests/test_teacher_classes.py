@@ -29,15 +29,24 @@ def spec(**given: Any) -> TeacherSpec:
 
 
 def found(**given: Any) -> TeacherClasses:
-    own = teacher_classes(spec(**given), NAMES)
+    own = teacher_classes(spec(**given), NAMES, len(NAMES))
     assert own is not None
     return own
 
 
 class TestGroups:
     def test_the_datas_own_classes_need_no_map(self) -> None:
-        assert teacher_classes(spec(), NAMES) is None
-        assert teacher_classes(spec(class_names=NAMES), NAMES) is None
+        assert teacher_classes(spec(), NAMES, 3) is None
+        assert teacher_classes(spec(class_names=NAMES), NAMES, 3) is None
+
+    def test_a_teacher_of_two_logits_and_a_student_of_one(self) -> None:
+        names = ("background", "polyp")
+        assert teacher_classes(spec(), names, 1) is None
+        own = teacher_classes(spec(class_names=names), names, 1)
+        assert own is not None
+        assert own.groups == [[0], [1]]
+        with pytest.raises(ConfigError, match=r"teacher\.classes\.polyp: \[\] not together with task\.binary"):
+            teacher_classes(spec(classes={"background": "background", "polyp": []}), names, 1)
 
     def test_groups_by_name(self) -> None:
         own = found(class_names=NAMES5, classes=TO3)
@@ -73,11 +82,12 @@ class TestGroups:
                 r"tree: 'leef' .*did you mean 'leaf'",
             ),
             ({"class_names": NAMES5, "classes": {**TO3, "tree": "zzz"}}, r"'zzz' is no class .*its classes: 'leaf', "),
+            ({"classes": {"sky": [], "road": [], "tree": []}}, r"teacher\.classes: every class of the data has \[\]"),
         ],
     )
     def test_mistakes(self, given: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            teacher_classes(spec(**given), NAMES)
+            teacher_classes(spec(**given), NAMES, len(NAMES))
 
     def test_mistakes_that_are_seen_in_the_recipe_alone(self) -> None:
         teacher = {"model": "smp:PSPNet", "checkpoint": "x"}

@@ -117,7 +117,7 @@ class Parts:
 
     def teacher_classes(self) -> TeacherClasses | None:
         """The teacher's own label set; None where it has that of the data."""
-        return teacher_classes(require_teacher(self.recipe), self.data.classes)
+        return teacher_classes(require_teacher(self.recipe), self.data.classes, self.task.num_outputs)
 
     def teacher_outputs(self) -> int:
         """Channels that the teacher's class map has."""

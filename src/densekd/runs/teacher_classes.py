@@ -32,8 +32,8 @@ class TeacherClasses:
         return ClassMap(self.groups)
 
 
-def teacher_classes(spec: TeacherSpec, names: Sequence[str]) -> TeacherClasses | None:
-    """The teacher's label set; None where it is that of the data, in the same order.
+def teacher_classes(spec: TeacherSpec, names: Sequence[str], outputs: int) -> TeacherClasses | None:
+    """The teacher's label set; None where it is that of the data, in the same order and with as many outputs.
 
     With `teacher.classes` each class of the data has the teacher classes named there (none: the teacher does not know
     it); without, that of its own name.
@@ -41,18 +41,21 @@ def teacher_classes(spec: TeacherSpec, names: Sequence[str]) -> TeacherClasses |
     Args:
         spec: `class_names` and `classes`.
         names: the data's classes.
+        outputs: channels of the student's class map: as many, or 1 for two classes with one logit. A teacher whose
+            `class_names` are given has an output for each.
 
     Raises:
-        ConfigError: a class of the data without an entry, an entry for no class, or the name of no teacher class; the
-            nearest names are given.
+        ConfigError: a class of the data without an entry, an entry for no class, or the name of no teacher class (the
+            nearest names are given); a teacher that knows none, or for one logit not both, of the data's classes.
     """
     own = tuple(spec.class_names or names)
     if spec.classes is None:
-        if own == tuple(names):
+        if own == tuple(names) and (spec.class_names is None or outputs == len(names)):
             return None
         groups = [[own.index(name)] for name in _named(names, own)]
     else:
         groups = _grouped(spec.classes, names, own)
+        _require_known(groups, names, outputs)
     return TeacherClasses(own, groups, _told(groups, names, own))
 
 
@@ -85,6 +88,17 @@ def _grouped(classes: Mapping[str, Sequence[str]], names: Sequence[str], own: Se
                     + ("" if nearest(teachers, own) else f" (its classes: {_listed(own)})")
                 )
     return [[own.index(teachers) for teachers in classes[name]] for name in names]
+
+
+def _require_known(groups: Sequence[Sequence[int]], names: Sequence[str], outputs: int) -> None:
+    if not any(groups):
+        raise ConfigError("teacher.classes: every class of the data has []: expected classes of the teacher for some")
+    unknown = [name for name, group in zip(names, groups, strict=True) if not group]
+    if outputs == 1 and unknown:
+        raise ConfigError(
+            f"teacher.classes.{unknown[0]}: [] not together with task.binary: one logit compares two classes, and the "
+            "teacher must know both; name its classes for it"
+        )
 
 
 def _told(groups: Sequence[Sequence[int]], names: Sequence[str], own: Sequence[str]) -> list[str]:
