@@ -194,6 +194,23 @@ class TestVoc:
         with pytest.raises(DataError, match=r"2020_000000\.jpg: listed, but no such image"):
             build({"name": "voc", "root": str(root)})
 
+    @pytest.mark.parametrize(
+        "line", ["/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png", "{0}.jpg", "{0}\r", "{0}  1"]
+    )
+    def test_lists_may_hold_paths_of_images_and_masks(self, tmp_path: Path, line: str) -> None:
+        root = realdata.voc(tmp_path, size=SIZE)
+        lists = root / "ImageSets" / "Segmentation"
+        data = {"name": "voc", "root": str(root)}
+        named = [line.format(stem) for stem in ("2009_000001", "2007_000001")]
+        realdata.write_lines(lists / "train_aug.txt", ["\ufeff" + named[0], named[1]])
+        assert stems(build(data).train) == ["2007_000001", "2009_000001"]
+        realdata.write_lines(lists / "train_aug.txt", [*named, line.format("2008_000000")])
+        with pytest.raises(DataError, match=r"train_aug\.txt: lists 1 images of val\.txt"):
+            build(data)
+        realdata.write_lines(lists / "train_aug.txt", [*named, f"{line.format('2007_000001')} "])
+        with pytest.raises(DataError, match=r"train_aug\.txt: names .* twice: 2007_000001|names files twice"):
+            build(data)
+
     def test_without_sbd_only_vocs_own_splits(self, tmp_path: Path) -> None:
         root = realdata.voc(tmp_path, size=SIZE, masks="none")
         data = {"name": "voc", "root": str(root)}

@@ -246,6 +246,11 @@ class TestCheckCommand:
         with Image.open(tmp_path / "mine.png") as drawn:
             assert drawn.format == "PNG"
 
+    def test_a_folder_is_no_place_for_the_sheet(self, densekd: Run, root: Path) -> None:
+        line = ("data", "check", "folder", f"root={root}", CLASSES, "--out", root, "--force")
+        code, out, err = densekd(*line)
+        assert (code, out, err) == (2, "", f"error: {root}: a folder; --out takes the PNG file to write\n")
+
     def test_many_problems(self, densekd: Run, root: Path) -> None:
         for number in range(12):
             put(root, "train", f"bad{number:02}", [[7, 7]], number)

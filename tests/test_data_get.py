@@ -43,6 +43,8 @@ class Host:
     ranges: bool = True
     length: bool = True
     encoding: str | None = None
+    kind: str | None = None
+    elsewhere: str | None = None
     answers: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     retry_after: str | None = None
@@ -59,6 +61,8 @@ class Host:
             request.send_response(status)
             if self.retry_after:
                 request.send_header("Retry-After", self.retry_after)
+            if self.elsewhere:
+                request.send_header("Location", self.elsewhere)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
@@ -82,7 +86,9 @@ class Host:
             request.send_header("Content-Length", str(len(body)))
         else:
             request.send_header("Transfer-Encoding", "chunked")
-        for name, value in (("ETag", self.tag), ("Last-Modified", self.changed), ("Content-Encoding", self.encoding)):
+        said = {"ETag": self.tag, "Last-Modified": self.changed}
+        said |= {"Content-Encoding": self.encoding, "Content-Type": self.kind}
+        for name, value in said.items():
             if value is not None:
                 request.send_header(name, value)
         if first is not None:
@@ -228,6 +234,19 @@ class TestDownload:
         host.encoding = "x-gzip"
         told.fetch(tmp_path / "file.bin", host.url)
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+    def test_a_web_page_is_not_the_file(self, host: Host, told: Told, tmp_path: Path) -> None:
+        host.kind = "text/html; charset=utf-8"
+        with pytest.raises(DataError, match=r"cannot be downloaded: .*the host sent a web page, not the file"):
+            told.fetch(tmp_path / "file.bin", host.url)
+        assert (told.waits, left(tmp_path)) == ([], [])
+
+    @pytest.mark.parametrize("address", ["http://[bad", "file:///etc/passwd", "file.bin"])
+    def test_an_address_that_leads_nowhere(self, host: Host, told: Told, tmp_path: Path, address: str) -> None:
+        host.answers, host.elsewhere = [302] * 31, address
+        with pytest.raises(DataError, match=r"cannot be downloaded: .*(Invalid|No connection adapters|30 redirects)"):
+            told.fetch(tmp_path / "file.bin", host.url)
+        assert (told.waits, left(tmp_path)) == ([], [])
 
     def test_a_missing_file_is_said_at_once(self, host: Host, told: Told, tmp_path: Path) -> None:
         host.answers = [404]

@@ -56,6 +56,8 @@ def check(
 
     spec = spec_of(what, keys)
     out = Path(f"{Path(what).stem}-samples.png") if out is None else out
+    if samples and out.is_dir():
+        raise RunError(f"{out}: a folder; --out takes the PNG file to write")
     if samples and out.exists() and not force:
         raise RunError(f"{out}: exists; use --force to replace it, --out for another file, or --samples 0 for none")
     try:

@@ -165,7 +165,7 @@ def _receive(session: requests.Session, url: str, part: _Part, what: str, moved:
     except (requests.ConnectionError, requests.Timeout) as error:
         words = f"no connection to {urlsplit(url).hostname} ({_words(error)})"
         raise _BrokenOffError(words, reached=not _never_there(error)) from None
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # an address to go to that is none is a ValueError
         raise _RefusedError(_words(error)) from None
 
 
@@ -193,6 +193,8 @@ def _start(response: requests.Response, url: str, part: _Part, asked: _Version |
         raise _BrokenOffError("the host sent another part, or a part of another version, than was asked for")
     if status == 206:
         raise _RefusedError("the host sent a part of the file, though all of it was asked for")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise _RefusedError("the host sent a web page, not the file")  # a page to log in at, or of a network's own
     part.begin(_Version(url, _validator(response), _whole(response.headers.get("Content-Length"))))
     return 0
 

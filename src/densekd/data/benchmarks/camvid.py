@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from densekd.data.benchmarks.benchmark import Benchmark, Encoding, Layout
-from densekd.data.benchmarks.layout import by_name, expected_in, joined, left_out, matched, read_list
+from densekd.data.benchmarks.layout import by_name, expected_in, joined, left_out, matched, read_stems
 from densekd.data.benchmarks.spec import BenchmarkSpec
 from densekd.data.folder import Scan, scan_split
 from densekd.data.specs import Color, SplitSpec
@@ -142,7 +142,7 @@ def _of_segnet(root: Path, part: str) -> Scan:
 
 def _of_original(root: Path, part: str) -> Scan:
     """The stems of `<part>.txt`: a line begins with an image, by its stem, its file name or a path to it."""
-    stems = [Path(line.split()[0]).name.removesuffix(".png") for line in read_list(root / f"{part}.txt")]
+    stems = read_stems(root / f"{part}.txt")
     images, _ = by_name(root / _IMAGES, ".png")
     masks, _ = by_name(root / _MASKS, "_L.png")
     here = {stem: images[stem] for stem in stems if stem in images}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from densekd.data.benchmarks.benchmark import Benchmark
 from densekd.data.check import Pair
 from densekd.data.folder import Scan, files_below
+from densekd.data.images import IMAGE_SUFFIXES
 from densekd.errors import DataError
 
 _LOOKED_INTO = 200
@@ -122,7 +124,7 @@ def read_list(path: Path) -> list[str]:
         DataError: it cannot be read, is empty, or names something twice.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: list of files cannot be read ({error})") from None
     found = [line for line in lines if line]
@@ -132,6 +134,22 @@ def read_list(path: Path) -> list[str]:
         doubled = sorted({line for line in found if found.count(line) > 1}) if len(found) < 1000 else []
         raise DataError(f"{path}: names files twice: {', '.join(doubled[:5]) or len(found) - len(set(found))}")
     return found
+
+
+def read_stems(path: Path) -> list[str]:
+    """The images that a list names: a line begins with a stem, a file name, or a path to the file.
+
+    Lists that are passed around hold `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png` as often as `ID`.
+
+    Raises:
+        DataError: as `read_list`; two lines name one image.
+    """
+    files = [PurePosixPath(line.split()[0]) for line in read_list(path)]
+    stems = [file.stem if file.suffix.lower() in IMAGE_SUFFIXES else file.name for file in files]
+    doubled = sorted(stem for stem, count in Counter(stems).items() if count > 1)
+    if doubled:
+        raise DataError(f"{path}: names images twice: {', '.join(doubled[:5])}")
+    return stems
 
 
 def joined(scans: Iterable[Scan]) -> Scan:

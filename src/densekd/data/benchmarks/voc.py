@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from densekd.data.benchmarks.benchmark import Benchmark, Encoding, Layout
-from densekd.data.benchmarks.layout import by_name, matched, read_list
+from densekd.data.benchmarks.layout import by_name, matched, read_stems
 from densekd.data.benchmarks.sbd import SbdReader, find_sbd
 from densekd.data.benchmarks.spec import BenchmarkSpec
 from densekd.data.folder import Scan
@@ -63,7 +63,7 @@ def _find(spec: VocSpec, root: Path, splits: Sequence[str]) -> Layout:
             stems, masks, said, where = _augmented(spec, root, own)
             notices.append(said)
         else:
-            stems, masks, where = read_list(root / _LISTS / f"{split}.txt"), own, str(root / _OWN)
+            stems, masks, where = read_stems(root / _LISTS / f"{split}.txt"), own, str(root / _OWN)
         scans[split] = _listed(root, stems, images, masks, where)
     return Layout(scans, _ENCODING, notices, SbdReader)
 
@@ -80,16 +80,16 @@ def _listed(
 
 def _augmented(spec: VocSpec, root: Path, own: Mapping[str, Path]) -> tuple[list[str], Mapping[str, Path], str, str]:
     """Stems of train_aug, a mask for each, a line that says where they come from, and the folder of SBD's masks."""
-    train, val = read_list(root / _LISTS / "train.txt"), set(read_list(root / _LISTS / "val.txt"))
+    train, val = read_stems(root / _LISTS / "train.txt"), set(read_stems(root / _LISTS / "val.txt"))
     added, where = _added_masks(spec, root)
     known = next((root / _LISTS / name for name in _WHOLE if (root / _LISTS / name).is_file()), None)
     more = root / _LISTS / _ONLY_ADDED
     if known is not None:
-        stems, told = set(read_list(known)), f"of {known.name}"
+        stems, told = set(read_stems(known)), f"of {known.name}"
         if stems & val:
             raise DataError(f"{known}: lists {len(stems & val)} images of val.txt: trained on, they cannot be scored")
     elif more.is_file():
-        stems, told = {*train, *read_list(more)} - val, f"of train.txt and {_ONLY_ADDED}"
+        stems, told = {*train, *read_stems(more)} - val, f"of train.txt and {_ONLY_ADDED}"
     else:
         stems, told = {*train, *added} - val, "of train.txt and all with a mask of SBD, without those of val.txt"
     masks = {**added, **{stem: own[stem] for stem in train if stem in own}}
