@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -9,11 +11,13 @@ from densekd.config import load_recipe
 from densekd.errors import ConfigError, RunError
 from densekd.launch import Launch, is_first, launched, require_one_process, several
 from densekd.losses.catalog import METHODS
+from densekd.runs import train
+from densekd.runs.engine import engine
 from densekd.runs.ranks import ElsewhereError, Ranks, joined
 from densekd.runs.share import images_of_step, share_out
 from densekd.runs.synchronised import not_shared, require_acting, terms_not_shared
 from densekd.training.peers import Peers
-from densekd.training.specs import TermSpec, TrainSpec
+from densekd.training.specs import RuntimeSpec, TermSpec, TrainSpec
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -174,6 +178,30 @@ class TestOneProcess:
         assert peers.total(counts) is counts
         assert peers.means(values) == values
         assert peers.gathered(counts).tolist() == [[1, 2]]
+
+    def test_one_process_of_a_launcher_needs_no_group(self, place):
+        place(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)  # and no MASTER_ADDR
+        with engine(RuntimeSpec(), torch.device("cpu")) as accelerator:
+            assert accelerator.num_processes == 1
+            assert not torch.distributed.is_initialized()
+        assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", r"asks for FSDP, .*: set runtime\.fsdp=true in the recipe"),
+        ("ACCELERATE_USE_DEEPSPEED", "True", "asks for DEEPSPEED, which a run does not use"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", r"asks for 2 gradient .*train\.accumulate or"),
+    ],
+)
+def test_what_accelerate_was_configured_for_is_refused_before_anything_is_written(
+    monkeypatch, tmp_path, name, value, told
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=told):
+        train("demo", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class Store(dict):

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from densekd.errors import ConfigError
+from densekd.launch import several
 from densekd.runs.ranks import Ranks
 from densekd.training.objective import Objective
 from densekd.training.specs import RuntimeSpec
@@ -21,6 +22,7 @@ from densekd.training.specs import RuntimeSpec
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # Accelerate keeps its settings per process, in these.
 _STATES = (PartialState, AcceleratorState, GradientState)
+_PLACE = "LOCAL_RANK"
 _OTHERS = {
     "FSDP": "set runtime.fsdp=true in the recipe, and no FSDP there",
     "DEEPSPEED": "runtime.fsdp=true shards the student",
@@ -33,21 +35,30 @@ def engine(runtime: RuntimeSpec, device: torch.device, ranks: Ranks | None = Non
     """The engine inside the block; after it, Accelerate's state is what it was for the caller's own use of it.
 
     Of several processes each must come here: the process group is made.
-
-    Raises:
-        ConfigError: `accelerate launch` was configured for another way of training.
     """
-    _require_plain_launch()
     before = [dict(state._shared_state) for state in _STATES]
     for state in _STATES:
         state._shared_state.clear()
     try:
         with nullcontext() if ranks is None else ranks.group(device):
-            yield _accelerator(runtime, device)
+            with nullcontext() if several() else _without_a_place():
+                accelerator = _accelerator(runtime, device)
+            yield accelerator
     finally:
         for state, kept in zip(_STATES, before, strict=True):
             state._shared_state.clear()
             state._shared_state.update(kept)
+
+
+@contextmanager
+def _without_a_place() -> Iterator[None]:
+    """Inside the block no launcher says which process this is: Accelerate makes a process group of a single one too."""
+    place = os.environ.pop(_PLACE, None)
+    try:
+        yield
+    finally:
+        if place is not None:
+            os.environ[_PLACE] = place
 
 
 def _accelerator(runtime: RuntimeSpec, device: torch.device) -> Accelerator:
@@ -73,7 +84,7 @@ def wrapped(accelerator: Accelerator, objective: Objective, *, sharded: bool) ->
         return accelerator.prepare(objective)
 
 
-def _require_plain_launch() -> None:
+def require_plain_launch() -> None:
     """Refuse what `accelerate launch` was told to do besides starting processes, and a run would not do as told.
 
     Raises:

@@ -15,6 +15,7 @@ from densekd.records import RunRecord, dump
 from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
 from densekd.runs.claim import Claim
+from densekd.runs.engine import require_plain_launch
 from densekd.runs.execution import Execution, Kind, method_of
 from densekd.runs.folder import Run, require_writable
 from densekd.runs.images import images_of, require_same_images
@@ -167,6 +168,7 @@ def _checked(kind: Kind, claim: Claim, ranks: Ranks) -> RunRecord | None:
             require_writable(claim.folder)
         return json.dumps(None if before is None else dump(before))
 
+    ranks.agreed("the launch", require_plain_launch)
     ranks.same("the recipe", f"{kind} {claim.folder} {recipe_digest(claim.recipe)}")
     before = json.loads(ranks.from_first("the folder", look))
     return None if before is None else RunRecord.model_validate(before)
