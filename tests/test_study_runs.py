@@ -315,6 +315,7 @@ class TestRuns:
         assert outcomes[0].reason.startswith("its process was ended by SIGKILL")
         assert watch.steps == {"healthy": [1]}
 
+    @pytest.mark.long
     def test_equal_seconds(self, place, tmp_path):
         folder, raw = tmp_path / "s", comparable_recipe(place)
         raw["train"] |= {"steps": 40, "evaluate_every": None, "checkpoint_every": 100}
