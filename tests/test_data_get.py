@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import tarfile
 import threading
@@ -247,6 +248,19 @@ class TestDownload:
         with pytest.raises(DataError, match=r"cannot be downloaded: .*(Invalid|No connection adapters|30 redirects)"):
             told.fetch(tmp_path / "file.bin", host.url)
         assert (told.waits, left(tmp_path)) == ([], [])
+
+    def test_a_stop_loses_little(self, host: Host, told: Told, tmp_path: Path) -> None:
+        host.content = bytes(200_000)
+
+        def stop(what: str, done: int, total: int | None) -> None:
+            if done:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            download([host.url], tmp_path / "file.bin", moved=stop, said=told.lines.append)
+        assert 0 < (tmp_path / "file.bin.part").stat().st_size < 100_000
+        told.fetch(tmp_path / "file.bin", host.url)
+        assert (tmp_path / "file.bin").read_bytes() == host.content
 
     def test_a_missing_file_is_said_at_once(self, host: Host, told: Told, tmp_path: Path) -> None:
         host.answers = [404]
@@ -535,6 +549,18 @@ class TestGet:
         (again,) = self.bring(source, root, told)
         assert (again.state, again.sha256, len(host.asked)) == ("in place", None, 1)
         assert told.lines == []
+
+    def test_one_process_at_a_time(self, host: Host, source: Source, told: Told, tmp_path: Path) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        root = tmp_path / "root"
+        root.mkdir()
+        handle = os.open(root, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is bringing a data set there; wait for it"):
+            self.bring(source, root, told)
+        assert (host.asked, left(root)) == ([], [])
+        os.close(handle)  # as the end of the process does
+        self.bring(source, root, told)
 
     def test_the_archive_is_kept_if_asked(self, source: Source, told: Told, tmp_path: Path) -> None:
         self.bring(source, tmp_path, told, keep=True)

@@ -29,7 +29,7 @@ Moved = Callable[[str, int, int | None], None]
 Said = Callable[[str], None]
 """Called with a line for the user."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16  # what a stop may lose: a second of a slow connection
 _TRIES = 6
 _UNREACHED = 2
 _LONGEST_WAIT = 60.0

@@ -9,7 +9,8 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,7 +71,8 @@ def get(source: Source, root: Path, *, keep_archives: bool, moved: Moved, said: 
 
     Raises:
         DataError: a file cannot be had, has another checksum than the published, cannot be unpacked, does not hold
-            what it should, or the disk is too small. What was complete before that is in place.
+            what it should, the disk is too small, or another process is at work in `root`. What was complete before
+            that is in place.
     """
     steps = plan(source, root)
     missing = [step.archive.name for step in steps if step.state in ("begun", "to download")]
@@ -78,15 +80,45 @@ def get(source: Source, root: Path, *, keep_archives: bool, moved: Moved, said: 
         steps_left = steps_by_hand(source, root, missing)
         raise DataError(f"{source.title}: no download without an account ({source.terms}). By hand:{steps_left}")
     require_room(root, _needed(steps, root, keep_archives), "to download and unpack it")
+    root.mkdir(parents=True, exist_ok=True)
     placed = []
-    for step in steps:
-        digest = None
-        if step.state != "in place":
-            digest = _bring(step, root, moved, said)
-            if not keep_archives:
-                _remove(step, root, said)
-        placed.append(Placed(step.archive, step.state, digest))
+    with _alone(root):
+        for step in plan(source, root):  # anew: another process may have been at work until now
+            digest = None
+            if step.state != "in place":
+                digest = _bring(step, root, moved, said)
+                if not keep_archives:
+                    _remove(step, root, said)
+            placed.append(Placed(step.archive, step.state, digest))
     return placed
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the folder: two that append to one part spoil it. Gone with the process; nothing on Windows.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DataError(
+            f"{root}: another process is bringing a data set there; wait for it, or give another folder with --root"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def steps_by_hand(source: Source, root: Path, missing: Sequence[str]) -> str:
