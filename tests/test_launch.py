@@ -192,6 +192,7 @@ class TestOneProcess:
     [
         ("ACCELERATE_USE_FSDP", "true", r"asks for FSDP, .*: set runtime\.fsdp=true in the recipe"),
         ("ACCELERATE_USE_DEEPSPEED", "True", "asks for DEEPSPEED, which a run does not use"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"asks for dynamo \(INDUCTOR\), which no run uses: no there"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", r"asks for 2 gradient .*train\.accumulate or"),
     ],
 )

@@ -99,3 +99,6 @@ def require_plain_launch() -> None:
             f"accelerate's configuration asks for {steps} gradient accumulation steps: give train.accumulate or "
             "train.global_batch_size in the recipe, and 1 there"
         )
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
+        raise ConfigError(f"accelerate's configuration asks for dynamo ({compiler}), which no run uses: no there")
