@@ -362,9 +362,9 @@ class TestDownload:
 
         monkeypatch.setattr("densekd.data.download.os.fsync", full)
         monkeypatch.setattr("densekd.data.download.files.write_json", lambda path, value: None)
-        with pytest.raises(DataError, match=r"the disk is full; what has arrived is kept"):
-            told.fetch(tmp_path / "file.bin", host.url)
-        assert left(tmp_path) == ["file.bin.part"]
+        with pytest.raises(DataError, match=r"^\S+file\.bin\.part: the disk is full; what has arrived is kept"):
+            told.fetch(tmp_path / "file.bin", host.url, host.url)
+        assert (len(host.asked), left(tmp_path)) == (1, ["file.bin.part"])
 
 
 Entry = tuple[str, bytes]

@@ -165,6 +165,8 @@ def _receive(session: requests.Session, url: str, part: _Part, what: str, moved:
     except (requests.ConnectionError, requests.Timeout) as error:
         words = f"no connection to {urlsplit(url).hostname} ({_words(error)})"
         raise _BrokenOffError(words, reached=not _never_there(error)) from None
+    except DataError:
+        raise  # the disk is full; a ValueError too
     except (requests.RequestException, ValueError) as error:  # an address to go to that is none is a ValueError
         raise _RefusedError(_words(error)) from None
 
