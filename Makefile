@@ -47,7 +47,8 @@ layers: $(READY)
 numbers: $(READY)
 	$(BIN)/python tools/check_numbers.py
 
-check: lint types layers numbers
+check: $(READY)
+	$(MAKE) --no-print-directory -j2 lint types layers numbers
 	$(PYTEST) -m "not slow and not long"
 
 test: check
