@@ -353,7 +353,7 @@ class TestRuns:
 class TestInterruptions:
     def start(self, place, tmp_path, *more):
         raw = comparable_recipe(place)
-        raw["train"] |= {"steps": 1500, "evaluate_every": None, "checkpoint_every": 50, "log_every": 10}
+        raw["train"] |= {"steps": 2000, "evaluate_every": None, "checkpoint_every": 50, "log_every": 10}
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw))
         command = ["compare", "r.yaml", "--methods", "channelwise", "--seeds", "0", "--jobs", "2", "--out", "s", *more]
         return subprocess.Popen(
@@ -364,13 +364,16 @@ class TestInterruptions:
     def records(self, tmp_path):
         return [Run.load(tmp_path / "s" / name).record for name in ("none-s0", "channelwise-s0")]
 
-    def until_both_train(self, child, tmp_path, beyond=0):
-        """Wait until both runs have written a checkpoint after step `beyond`; the steps."""
+    def until_both_train(self, child, tmp_path, beyond=(0, 0)):
+        """Wait until each of the two runs has written a checkpoint after its step of `beyond`.
+
+        Its own: one may begin seconds before the other, and would be done when the other has come as far.
+        """
         deadline = time.monotonic() + 200
         while True:
             steps = [self.latest(tmp_path / "s" / name) for name in ("none-s0", "channelwise-s0")]
-            if min(steps) > beyond:
-                return steps
+            if all(step > before for step, before in zip(steps, beyond, strict=True)):
+                return
             assert child.poll() is None, child.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -393,7 +396,7 @@ class TestInterruptions:
 
         # The study's process is killed: its runs notice, save and leave.
         child = self.start(place, tmp_path)
-        self.until_both_train(child, tmp_path, beyond=max(reached))
+        self.until_both_train(child, tmp_path, beyond=reached)
         child.kill()
         child.communicate()
         deadline = time.monotonic() + 200
@@ -405,7 +408,7 @@ class TestInterruptions:
         out, err = child.communicate(timeout=400)
         assert child.returncode == 0, err
         record = StudyRecord.model_validate(json.loads(out))
-        assert [line.steps for line in record.methods] == [1500, 1500]
+        assert [line.steps for line in record.methods] == [2000, 2000]
         assert "resuming from" in err
         assert record.command.startswith("densekd compare r.yaml")
         assert {one.status for one in self.records(tmp_path)} == {"done"}
