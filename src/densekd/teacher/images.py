@@ -1,104 +1,17 @@
-"""The teacher's side: where its maps come from, and the images it wants."""
+"""The images as the teacher wants them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.errors import ArgumentError, ShapeError
-from densekd.taps import TapReader
-
-
-class Batch(NamedTuple):
-    """The arguments of one forward pass, as the networks get them."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def images(self) -> Tensor:
-        """The images `(N, C, H, W)`: the first positional argument, or `pixel_values`.
-
-        Raises:
-            ArgumentError: there are none, or they are no such tensor.
-        """
-        images = self.args[0] if self.args else self.kwargs.get("pixel_values")
-        if not isinstance(images, Tensor) or images.dim() != 4:
-            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise ArgumentError(
-                "expected images, a tensor (N, C, H, W), as the first positional argument or as pixel_values; "
-                f"got {came}"
-            )
-        return images
-
-    def with_images(self, images: Tensor) -> Batch:
-        """The same arguments with other images."""
-        if self.args:
-            return Batch((images, *self.args[1:]), self.kwargs)
-        return Batch(self.args, {**self.kwargs, "pixel_values": images})
-
-
-@runtime_checkable
-class TeacherSource(Protocol):
-    """Anything that gives the teacher's maps: a live network, a cache, a wrapper.
-
-    A source that also has `_apply(fn)`, as every `nn.Module` has, follows the distiller's `.to()`; one with
-    `train(mode)` is told `train(False)` whenever the distiller changes its mode; one with `close()` is closed.
-    """
-
-    def maps(self, batch: Batch) -> Mapping[str, Tensor]:
-        """`{tap: map}` for one batch; the maps carry no gradient."""
-        ...
-
-
-def freeze(network: nn.Module) -> None:
-    """Evaluation mode and no gradients, for good. The network itself is changed, not a copy of it."""
-    network.eval()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-
-
-class LiveTeacher:
-    """A network that is run on every batch, frozen and without a graph.
-
-    Not an `nn.Module` on purpose: whatever holds it does not list the teacher's parameters, save them, or wrap
-    them for distributed training.
-
-    Args:
-        network: the teacher. Its `requires_grad` flags are set to False and it is put in evaluation mode.
-        taps: the taps to read.
-    """
-
-    def __init__(self, network: nn.Module, taps: Iterable[str] = ("output",)) -> None:
-        self.network = network
-        self.reader = TapReader(network, taps, who="teacher")
-        freeze(network)
-
-    def maps(self, batch: Batch) -> dict[str, Tensor]:
-        """The tapped maps of one forward pass under `no_grad`, always in evaluation mode."""
-        if self.network.training:
-            self.network.eval()
-        with torch.no_grad():
-            return self.reader.run(self.network, batch.args, batch.kwargs)[1]
-
-    def train(self, mode: bool = True) -> LiveTeacher:
-        """Stays in evaluation mode, whatever `mode` says."""
-        self.network.eval()
-        return self
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        self.reader.close()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LiveTeacher:
-        self.network._apply(fn)  # type: ignore[no-untyped-call]
-        return self
 
 
 @dataclass(frozen=True)

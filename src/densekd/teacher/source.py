@@ -1,0 +1,52 @@
+"""What a teacher is to the distiller: something that gives maps for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from densekd.errors import ArgumentError
+
+
+class Batch(NamedTuple):
+    """The arguments of one forward pass, as the networks get them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def images(self) -> Tensor:
+        """The images `(N, C, H, W)`: the first positional argument, or `pixel_values`.
+
+        Raises:
+            ArgumentError: there are none, or they are no such tensor.
+        """
+        images = self.args[0] if self.args else self.kwargs.get("pixel_values")
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ArgumentError(
+                "expected images, a tensor (N, C, H, W), as the first positional argument or as pixel_values; "
+                f"got {came}"
+            )
+        return images
+
+    def with_images(self, images: Tensor) -> Batch:
+        """The same arguments with other images."""
+        if self.args:
+            return Batch((images, *self.args[1:]), self.kwargs)
+        return Batch(self.args, {**self.kwargs, "pixel_values": images})
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """Anything that gives the teacher's maps: a live network, a cache, a wrapper.
+
+    A source that also has `_apply(fn)`, as every `nn.Module` has, follows the distiller's `.to()`; one with
+    `train(mode)` is told `train(False)` whenever the distiller changes its mode; one with `close()` is closed.
+    """
+
+    def maps(self, batch: Batch) -> Mapping[str, Tensor]:
+        """`{tap: map}` for one batch; the maps carry no gradient."""
+        ...
