@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from densekd.adapters import keyed_seed
 from densekd.class_map import ClassMap
 from densekd.distiller.plan import TermPlan, build_modules, describe, plan_term
-from densekd.distiller.sides import Sides, student_sides, teacher_sides
+from densekd.distiller.sides import Sides, student_sides, teacher_sides, wants_images
 from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
 from densekd.errors import ArgumentError, DensekdError, ModelError
@@ -121,7 +121,7 @@ def build(
     Raises:
         TapError, ArgumentError: as in the parts of this file and of `plan`.
     """
-    teacher_batch = batch if images is None else batch.with_images(images(batch.images))
+    teacher_batch = batch if images is None or not wants_images(source) else batch.with_images(images(batch.images))
     network = teacher_network(source)
     with preserved(*filter(None, (student, network))), torch.enable_grad():
         teacher = _teacher_sides(source, terms, teacher_batch, images)

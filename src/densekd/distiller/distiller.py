@@ -15,7 +15,7 @@ from densekd.distiller.build import as_batch, as_source, build, check_networks, 
 from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
-from densekd.distiller.sides import chosen
+from densekd.distiller.sides import chosen, wants_images
 from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, TapError, nearest
 from densekd.losses import Adversary
@@ -162,7 +162,12 @@ class Distiller(nn.Module):
         self._weights.update({name: checked_weight(weight, name) for name, weight in weights.items()})
 
     def forward(
-        self, *args: Any, labels: Tensor | None = None, valid: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        labels: Tensor | None = None,
+        valid: Tensor | None = None,
+        samples: Tensor | None = None,
+        **kwargs: Any,
     ) -> DistillOutput:
         """One forward pass of both networks.
 
@@ -170,6 +175,8 @@ class Distiller(nn.Module):
             *args, **kwargs: go to both networks; the images are the first positional one or `pixel_values`.
             labels: `(N, H, W)` integers at image size, for losses that need them; brought to map size by nearest.
             valid: `(N, H, W)` bool at image size, True where a pixel counts; brought to map size by nearest.
+            samples: `(N, 2)` int64, which view of which image each one is (view, index); for a teacher whose maps are
+                stored, and no other.
 
         Raises:
             ArgumentError, ShapeError, DtypeError: labels missing where a term needs them; `labels` or `valid` of
@@ -177,7 +184,7 @@ class Distiller(nn.Module):
             TapError: a tap did not fire this time.
         """
         names = [name for name, weight in self._weights.items() if weight != 0.0]
-        output, values = self.values(Batch(args, kwargs), labels, valid, names)
+        output, values = self.values(Batch(args, kwargs, samples), labels, valid, names)
         total = self._zero(output, values)
         parts: dict[str, Tensor] = {}
         for name, weight in self._weights.items():
@@ -234,7 +241,7 @@ class Distiller(nn.Module):
         if not plans:
             return batch, {}
         with torch.no_grad():
-            if self.teacher_images is not None:
+            if self.teacher_images is not None and wants_images(self._source):
                 batch = batch.with_images(self.teacher_images(batch.images))
             return batch, chosen(self._source.maps(batch), [plan.teacher.tap for plan in plans])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from densekd.adapters import find_layout
+from densekd.adapters import Layout, find_layout
 from densekd.distiller.plan import Side
 from densekd.errors import TapError, nearest
 from densekd.taps import DryRun, TapReader, dry_run, holds_class_map, logits_candidate, main_output
@@ -54,11 +54,16 @@ def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> S
             network = source.network.eval()
             found = dry_run(source.reader, network, batch.args, batch.kwargs)
             return _sides("teacher", network, source.reader, found, batch)
-        maps = chosen(source.maps(batch), taps)
-    sides = {
-        tap: _side("teacher", tap, tapped, batch, tap in ("logits", "output"), None) for tap, tapped in maps.items()
-    }
+        maps = chosen(getattr(source, "example", source.maps)(batch), taps)
+    known = getattr(source, "class_taps", ("logits", "output"))
+    upright = Layout("NCHW") if getattr(source, "nchw", False) else None
+    sides = {tap: _side("teacher", tap, tapped, batch, tap in known, None, upright) for tap, tapped in maps.items()}
     return Sides(sides, None)
+
+
+def wants_images(source: TeacherSource) -> bool:
+    """Whether a source looks at the images of a batch: one that has stored its maps does not."""
+    return bool(getattr(source, "needs_images", True))
 
 
 def chosen(maps: Mapping[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
@@ -96,7 +101,15 @@ def _sides(who: str, network: nn.Module, reader: TapReader, found: DryRun, batch
     return Sides(sides, classes, found.notices)
 
 
-def _side(who: str, tap: str, tapped: Tensor, batch: Batch, is_classes: bool, classes: int | None) -> Side:
+def _side(
+    who: str,
+    tap: str,
+    tapped: Tensor,
+    batch: Batch,
+    is_classes: bool,
+    classes: int | None,
+    layout: Layout | None = None,
+) -> Side:
     images = batch.images
     if tapped.shape[:1] != images.shape[:1]:
         raise TapError(
@@ -104,6 +117,6 @@ def _side(who: str, tap: str, tapped: Tensor, batch: Batch, is_classes: bool, cl
             f"{tuple(tapped.shape)}; tap a module that keeps the batch first"
         )
     size = (images.shape[2], images.shape[3])
-    layout = find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the {who}")
+    layout = layout or find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the {who}")
     shape = layout.to_nchw(tapped, size).shape
     return Side(tap, layout, shape, is_classes, is_classes or shape[1] == classes)

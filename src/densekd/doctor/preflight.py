@@ -44,8 +44,9 @@ def preflight(distiller: Distiller, batch: Any, task_loss: Callable[[Any, Tensor
     Args:
         distiller: as built, or compiled by `torch.compile`.
         batch: `(images, labels)`, or a mapping with `image`, `images` or `pixel_values`, with `label` or
-            `labels`, and perhaps a `valid` mask (N, H, W); other keys of a mapping with `pixel_values` go to the
-            networks, all others are left aside.
+            `labels`, perhaps a `valid` mask (N, H, W), and with a teacher whose maps are stored `sample` (N, 2), which
+            view of which image each one is; other keys of a mapping with `pixel_values` go to the networks, all others
+            are left aside.
         task_loss: `task_loss(student_output, labels)` gives the task's loss, a scalar.
 
     Raises:
@@ -113,9 +114,9 @@ def _as_step(batch: Any) -> _Step:
         images = next((key for key in ("image", "images", "pixel_values") if key in batch), None)
         labels = next((key for key in ("label", "labels") if key in batch), None)
         if images is not None and labels is not None:
-            rest = {key: value for key, value in batch.items() if key not in (labels, "valid")}
+            rest = {key: value for key, value in batch.items() if key not in (labels, "valid", "sample")}
             inputs = Batch((), rest) if images == "pixel_values" else Batch((batch[images],), {})
-            return _Step(inputs, batch[labels], batch.get("valid"))
+            return _Step(inputs._replace(samples=batch.get("sample")), batch[labels], batch.get("valid"))
     elif isinstance(batch, (tuple, list)) and len(batch) == 2:
         return _Step(Batch((batch[0],), {}), batch[1], None)
     came = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"

@@ -11,10 +11,15 @@ from densekd.errors import ArgumentError
 
 
 class Batch(NamedTuple):
-    """The arguments of one forward pass, as the networks get them."""
+    """The arguments of one forward pass, as the networks get them.
+
+    `samples`: int64 `(N, 2)`, for each image which view of which image of the data set it is (view, index); a source
+    that has stored its maps looks them up by it. None where nobody says; the networks never get it.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    samples: Tensor | None = None
 
     @property
     def images(self) -> Tensor:
@@ -35,8 +40,8 @@ class Batch(NamedTuple):
     def with_images(self, images: Tensor) -> Batch:
         """The same arguments with other images."""
         if self.args:
-            return Batch((images, *self.args[1:]), self.kwargs)
-        return Batch(self.args, {**self.kwargs, "pixel_values": images})
+            return self._replace(args=(images, *self.args[1:]))
+        return self._replace(kwargs={**self.kwargs, "pixel_values": images})
 
 
 @runtime_checkable
@@ -45,6 +50,13 @@ class TeacherSource(Protocol):
 
     A source that also has `_apply(fn)`, as every `nn.Module` has, follows the distiller's `.to()`; one with
     `train(mode)` is told `train(False)` whenever the distiller changes its mode; one with `close()` is closed.
+
+    What a source with stored maps may say of itself:
+
+    * `needs_images = False`: its maps come from `batch.samples`; the images are not prepared for it (`TeacherInput`).
+    * `example(batch)`: maps for the distiller's dry run, whose images need not be in the store; else `maps` is asked.
+    * `nchw = True`: every map is `(N, C, H, W)`; the distiller need not find out how to read it.
+    * `class_taps`: the taps known to be class maps; without it `logits` and `output` are.
     """
 
     def maps(self, batch: Batch) -> Mapping[str, Tensor]:
