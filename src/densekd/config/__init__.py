@@ -8,6 +8,8 @@ from densekd.config.compare import CompareMethod as CompareMethod
 from densekd.config.compare import CompareSpec as CompareSpec
 from densekd.config.compare import FeatureTaps as FeatureTaps
 from densekd.config.compare import Where as Where
+from densekd.config.distill import CacheSpec as CacheSpec
+from densekd.config.distill import DistillSpec as DistillSpec
 from densekd.config.load import dump_recipe as dump_recipe
 from densekd.config.load import load_recipe as load_recipe
 from densekd.config.load import recipe_digest as recipe_digest

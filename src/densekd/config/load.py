@@ -50,8 +50,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of the resolved recipe's canonical JSON, without what others published: that changes no run."""
-    return sha256(json.dumps(recipe.model_dump(mode="json", exclude={"published"}), sort_keys=True).encode())
+    """SHA-256 of the resolved recipe's canonical JSON, without what changes no run.
+
+    That is what others published, and of a cache its place and whether to ask: a set is told by its key.
+    """
+    kept = recipe.model_dump(mode="json", exclude={"published": True, "distill": {"cache": {"root", "ask"}}})
+    return sha256(json.dumps(kept, sort_keys=True).encode())
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -84,6 +88,9 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
         data["root"] = _absolute(data["root"], "data.root")
     if data.get("sbd"):
         data["sbd"] = _absolute(data["sbd"], "data.sbd")
+    cache = raw["distill"]["cache"]
+    if cache is not None:
+        cache["root"] = _absolute(cache["root"], "distill.cache.root")
     unlabelled = data["unlabelled"]
     if unlabelled is not None and "root" in unlabelled:
         unlabelled["root"] = _absolute(unlabelled["root"], "data.unlabelled.root")

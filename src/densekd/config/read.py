@@ -166,6 +166,8 @@ def override(raw: dict[str, Any], key: str, value: Any) -> None:
         following = place[here] if isinstance(place, list) else place.get(here)
         if isinstance(following, str) and part in {"checkpoint", "encoder_checkpoint"}:
             following = {"path": following}  # the shorthand of a checkpoint, spelled out
+        elif isinstance(following, str) and part == "cache":
+            following = {"root": following}  # that of a cache
         place[here] = {} if following is None else following
         place = place[here]
     place[_place(place, last, key, ".".join(way))] = value

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from densekd.config.compare import CompareSpec
+from densekd.config.distill import DistillSpec
 from densekd.config.published import PublishedResult
 from densekd.data.kinds import DataSpec
 from densekd.inference.specs import EvaluationSpec
@@ -118,6 +119,9 @@ class Recipe(Spec):
     student: StudentSpec = Field(description="the network that is trained")
     teacher: TeacherSpec | None = Field(default=None, description="the frozen teacher; only `distill` uses it")
     terms: tuple[TermSpec, ...] = Field(default=(), description="distillation terms; only `distill` uses them")
+    distill: DistillSpec = Field(
+        default_factory=DistillSpec, description="where the teacher's maps come from; only `distill` uses it"
+    )
     train: TrainSpec = Field(description="how it is trained")
     evaluation: EvaluationSpec = Field(
         default_factory=EvaluationSpec, description="how class ids are found, for scores and predictions"
@@ -128,6 +132,15 @@ class Recipe(Spec):
     published: tuple[PublishedResult, ...] = Field(
         default=(), description="what others published for this setting, the row of the recipe's own terms first"
     )
+
+    @model_validator(mode="after")
+    def _views_of_one_kind(self) -> Recipe:
+        if self.distill.cache is not None and self.train.views is not None:
+            raise ValueError(
+                "distill.cache and train.views are both given, and both say which views the student sees; with a "
+                "cache set distill.cache.views and distill.cache.seed, and leave train.views out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _auxiliary_head_learns(self) -> Recipe:

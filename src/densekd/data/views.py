@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ Item = TypeVar("Item")
 
 
 class TrainEntry(TypedDict):
-    """One training sample; a batch of them is made by the data loader's own stacking."""
+    """One training sample; a batch of them is made by the data loader's own stacking.
+
+    Where each image has a fixed number of views: `sample`, int64 (view, index), and the image's `fingerprint`.
+    """
 
     image: Tensor
     label: Tensor
     valid: Tensor
     index: int
+    sample: NotRequired[Tensor]
+    fingerprint: NotRequired[int]
 
 
 class EvalEntry(TypedDict):
@@ -41,25 +47,42 @@ class EvalBatch(TypedDict):
     index: list[int]
 
 
+def fingerprint(image: Tensor) -> int:
+    """CRC-32 of a tensor's bytes: 32 bits that tell an image from a changed one, no protection against design."""
+    return zlib.crc32(image.contiguous().numpy().data)
+
+
 class TrainView(Dataset[TrainEntry]):
     """Training samples by `(epoch, index)`.
 
     What comes back depends on `(seed, epoch, index)` alone: not on the order, the worker process, or what was read
     before. The process's own random state is left as it was.
+
+    Args:
+        source: the images and labels.
+        transform: augments one of them.
+        seed: of the random choices.
+        views: each image has so many views, one for each `epoch mod views`, the same again and again; None: a new one
+            in every epoch.
     """
 
-    def __init__(self, source: SegmentationSet, transform: TrainTransform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: SegmentationSet, transform: TrainTransform, seed: int, views: int | None = None) -> None:
+        self.source, self.transform, self.seed, self.views = source, transform, seed, views
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> TrainEntry:
         epoch, index = key
+        view = epoch if self.views is None else epoch % self.views
         sample = self.source.load(index)
-        with keyed_random(self.seed, "sample", epoch, index):
+        with keyed_random(self.seed, "sample", view, index):
             item = self.transform(sample)
-        return {"image": item.image, "label": item.label, "valid": item.valid, "index": index}
+        entry: TrainEntry = {"image": item.image, "label": item.label, "valid": item.valid, "index": index}
+        if self.views is not None:
+            entry["sample"] = torch.tensor((view, index))
+            entry["fingerprint"] = fingerprint(item.image)
+        return entry
 
 
 class EvalView(Dataset[EvalEntry]):

@@ -38,7 +38,7 @@ from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages
 from densekd.training.batcher import Batcher
-from densekd.training.specs import TermSpec
+from densekd.training.specs import TermSpec, ViewsSpec
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Parts:
     """Of the run to go on with."""
     replica: nn.Module | None = None
     """A second student, to be evaluated where the first is sharded."""
+    views: ViewsSpec | None = None
+    """The fixed views of each training image; None: new ones in every epoch."""
 
     @property
     def share(self) -> Share:
@@ -68,7 +70,9 @@ class Parts:
         transform = TrainTransform(self.recipe.data.augment, self.data.ignore_index)
         more = self.data.unlabelled
         source = self.data.train if more is None else Joined(self.data.train, more)
-        return TrainView(source, transform, seed=self.recipe.seed)
+        if self.views is None:
+            return TrainView(source, transform, seed=self.recipe.seed)
+        return TrainView(source, transform, seed=self.views.seed, views=self.views.count)
 
     def batcher(self, *, workers: int = 0, pin_memory: bool = False) -> Batcher:
         """The run's training batches."""
@@ -140,7 +144,7 @@ def assemble(
     watch: Callable[[int, int], None] | None = None,
     training: bool = True,
     resumed: bool = False,
-    unlabelled: bool = True,
+    taught: bool = True,
     launch: Launch | None = None,
     before: RunRecord | None = None,
 ) -> Parts:
@@ -151,7 +155,8 @@ def assemble(
         training: the student will be trained: its images must fit it (an evaluation pads them), and a start from
             random weights is told.
         resumed: the run began earlier, perhaps on a machine with more CPUs: `runtime.threads` may exceed them.
-        unlabelled: there is a teacher to learn from on the images of `data.unlabelled`; else they are not opened.
+        taught: there is a teacher to learn from: on the images of `data.unlabelled`, which are else not opened, and by
+            stored maps, which say what views of the images there are.
         launch: which of several processes this is; default the only one.
         before: the record of the run to go on with.
 
@@ -167,13 +172,13 @@ def assemble(
         torch.set_num_threads(threads)
     device = choose_device(recipe, launch)
     require_acting(recipe, device, launch)
-    more, about_more = unlabelled_share(recipe, used=unlabelled) if training else (0, [])
+    more, about_more = unlabelled_share(recipe, used=taught) if training else (0, [])
     data = build_data(recipe.data, progress=watch, unlabelled=more > 0, one_size=training)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
     notices = [*said, *about_more, *data.notices]
     student = build_model(recipe.student, task.num_outputs, notices=notices)
-    parts = Parts(recipe, data, task, student, device, notices, more, launch, before)
+    parts = Parts(recipe, data, task, student, device, notices, more, launch, before, views=_views(recipe, taught))
     parts.student = parts.to_device(synchronised(student, recipe, device, launch))
     if training:
         parts.replica = copy.deepcopy(parts.student) if recipe.runtime.fsdp else None
@@ -186,6 +191,11 @@ def assemble(
         trained = [module for module in (student, auxiliary_of(parts.student)) if module is not None]
         notices.extend(not_shared(recipe, nn.ModuleList(trained), device, launch))
     return parts
+
+
+def _views(recipe: Recipe, taught: bool) -> ViewsSpec | None:
+    cache = recipe.distill.cache if taught else None
+    return recipe.train.views if cache is None else ViewsSpec(count=cache.views, seed=cache.seed)
 
 
 def _attach_head(parts: Parts) -> list[str]:

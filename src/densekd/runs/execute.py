@@ -181,12 +181,17 @@ def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet, 
         recipe,
         watch=progress.checking,
         resumed=claim.resume,
-        unlabelled=kind == "distill",
+        taught=kind == "distill",
         launch=ranks.launch,
         before=before,
     )
     if kind == "train" and (recipe.teacher is not None or recipe.terms):
         parts.notices.append("train: the recipe's teacher and terms are not used: the student is trained alone")
+    if kind == "train" and recipe.distill.cache is not None:
+        parts.notices.append(
+            "train: distill.cache is not used: the images get new views in every epoch (train.views gives them as many "
+            "as a cache)"
+        )
     if before is not None and before.status != "done":
         require_same_images(claim.folder, before, images_of(parts.data))
     rehearse(parts)

@@ -12,7 +12,7 @@ from densekd.evaluate import autocast
 from densekd.runs.assemble import Parts
 from densekd.runs.forecast import gradients_kept
 from densekd.taps import preserved
-from densekd.training.objective import Objective, padding_mask
+from densekd.training.objective import Objective, padding_mask, samples_of
 
 
 def idle_parameters(parts: Parts, objective: Objective) -> set[str]:
@@ -31,7 +31,7 @@ def idle_parameters(parts: Parts, objective: Objective) -> set[str]:
     with preserved(whole), gradients_kept(whole):
         objective.train()
         with autocast(parts.device, parts.recipe.runtime.precision):
-            total, _ = objective(image, batch["label"].to(parts.device), valid)
+            total, _ = objective(image, batch["label"].to(parts.device), valid, None, samples_of(batch))
         found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {name for name, gradient in zip(named, found, strict=True) if gradient is None}
 

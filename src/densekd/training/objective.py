@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,15 @@ from densekd.errors import ArgumentError
 from densekd.losses import Adversary
 from densekd.models.auxiliary import auxiliary_of
 from densekd.training.adversaries import column
+
+Samples = Sequence[Sequence[int]]
+"""(view, index) of each image of a batch. Numbers, because what wraps an objective sends tensors to its device."""
+
+
+def samples_of(batch: Mapping[str, Any]) -> Samples | None:
+    """Which view of which image a batch holds; None where its views are new in every epoch."""
+    found = batch.get("sample")
+    return None if found is None else found.tolist()
 
 
 class TaskLoss(Protocol):
@@ -32,9 +42,19 @@ class Objective(nn.Module):
     student: nn.Module
 
     def forward(
-        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        valid: Tensor | None,
+        pixels: Tensor | None = None,
+        samples: Samples | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pixels`: what the task's sum over labelled pixels is divided by; None: their number in this batch."""
+        """The total and its parts.
+
+        Args:
+            pixels: what the task's sum over labelled pixels is divided by; None: their number in this batch.
+            samples: (view, index) of each image, for a teacher whose maps are stored.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
     def pixels(self, label: Tensor) -> Tensor | None:
@@ -67,7 +87,12 @@ class Alone(Objective):
         self._task = task
 
     def forward(
-        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        valid: Tensor | None,
+        pixels: Tensor | None = None,
+        samples: Samples | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self._task.loss(self.student(image), label, pixels)
 
@@ -109,9 +134,15 @@ class Distilled(Objective):
         return self.distiller.student
 
     def forward(
-        self, image: Tensor, label: Tensor, valid: Tensor | None, pixels: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        valid: Tensor | None,
+        pixels: Tensor | None = None,
+        samples: Samples | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        out = self.distiller(image, labels=label, valid=valid)
+        looked_up = None if samples is None else torch.tensor(samples)
+        out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
         task, parts = self._task.loss(out.student, label, pixels)
         return task + out.loss, {**parts, **out.parts}
 

@@ -81,6 +81,13 @@ class TermSpec(Spec):
         return value
 
 
+class ViewsSpec(Spec):
+    """A fixed number of augmented views of each training image, instead of a new one in every epoch."""
+
+    count: PositiveInt = Field(description="views of an image: epoch e shows view e mod count")
+    seed: int = Field(default=0, ge=0, description="of the random choices in them, whatever the run's own seed")
+
+
 class TrainSpec(Spec):
     """Length, batch, optimiser, schedule, and how often to look, save and log."""
 
@@ -117,6 +124,11 @@ class TrainSpec(Spec):
         5.0, description="minutes after which a checkpoint is saved in any case; where it falls changes no result"
     )
     log_every: PositiveInt = Field(default=1, description="steps between rows of log.csv")
+    views: ViewsSpec | None = Field(
+        default=None,
+        description="show `count` augmented views of each image again and again, as a run with distill.cache does "
+        "with its own; null: a new view in every epoch",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:

@@ -18,7 +18,7 @@ from densekd.data.keyed import keyed_seed
 from densekd.errors import NonFiniteError
 from densekd.failures import told
 from densekd.training.adversaries import Adversaries
-from densekd.training.objective import Objective, padding_mask
+from densekd.training.objective import Objective, padding_mask, samples_of
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.peers import Peers
 from densekd.training.schedules import learning_rate_factor, term_weight
@@ -174,7 +174,7 @@ class Stepper:
         label = batch["label"].to(self.accelerator.device, non_blocking=True)
         mask = padding_mask(batch["valid"])
         valid = None if mask is None else mask.to(self.accelerator.device, non_blocking=True)
-        total, parts = self.objective(image, label, valid, pixels)
+        total, parts = self.objective(image, label, valid, pixels, samples_of(batch))
         # The mean is not finite where one is not: no process goes on alone.
         values = self.peers.means({**parts, "": total.detach()})
         _require_finite(values, number)
