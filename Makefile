@@ -6,8 +6,11 @@ READY := $(VENV)/.ready
 # A find-links folder or an extra index in the caller's environment could bring a build of torch that does not
 # match torchvision: the pins below come from the default index alone.
 CLEAN := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL
+# Where writing byte code is forbidden (images of containers often do), every process compiles torch and all the others
+# anew, which takes longer than most tests.
+COMPILED := env -u PYTHONDONTWRITEBYTECODE
 # A test to a core, one thread each: small networks gain nothing from a second.
-PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo check test test-long lint types layers numbers wheel-test clean
 
@@ -29,6 +32,7 @@ $(READY): requirements.txt pyproject.toml
 	  echo "installing the pinned requirements into $(VENV)"; \
 	  $(CLEAN) $(BIN)/uv pip install -q -r requirements.txt && \
 	  $(CLEAN) $(BIN)/uv pip install -q --no-deps -e .
+	@$(COMPILED) $(BIN)/python -c 'import densekd.runs, timm, torchmetrics, hypothesis, pytest'
 	@touch $(READY)
 
 demo: $(READY)
