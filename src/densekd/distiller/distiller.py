@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from densekd.adapters import nearest_resize
+from densekd.adapters import Layout, nearest_resize
 from densekd.class_map import ClassMap
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
@@ -127,6 +128,20 @@ class Distiller(nn.Module):
     def source(self) -> TeacherSource:
         """Where the teacher's maps come from."""
         return self._source
+
+    def read_from(self, source: TeacherSource) -> None:
+        """Take the teacher's maps from `source` from now on, which holds those of the present one.
+
+        Terms, adapters and losses stay as the dry run with the present source made them. That is not closed, so that
+        its owner may go on with it; the distiller forgets it.
+
+        Args:
+            source: gives the taps of all terms; as `(N, C, H, W)` where it says `nchw = True`, else as the present one.
+        """
+        object.__setattr__(self, "_source", source)
+        if getattr(source, "nchw", False):
+            upright = Layout("NCHW")
+            self._plans = [replace(plan, teacher=replace(plan.teacher, layout=upright)) for plan in self._plans]
 
     @property
     def plans(self) -> tuple[TermPlan, ...]:
