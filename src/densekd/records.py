@@ -59,6 +59,29 @@ class TeacherCost(NetworkCost):
     sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
 
 
+class MapError(_Record):
+    """Of stored maps against what the teacher gave: relative L2 error of `softmax(map / temperature)` over positions."""
+
+    mean: float
+    max: float
+
+
+class CacheRecord(_Record):
+    """The stored maps of the teacher that a run or a study reads."""
+
+    folder: str
+    sha256: str = Field(description="key of the maps, of the taps and views that are read alone: a resume compares it")
+    views: int
+    seed: int
+    encoding: str
+    images: int
+    taps: dict[str, tuple[int, int, int]] = Field(description="channels, height, width of the maps that are read")
+    bytes: int = Field(description="of the whole set")
+    raw_bytes: int = Field(description="of the same maps as 32-bit floats")
+    build_seconds: float = Field(description="to fill the whole set, once; no part of any run's seconds")
+    errors: dict[str, MapError] = Field(default_factory=dict, description="by tap")
+
+
 class ImageList(_Record):
     """The images of one set, as they are numbered."""
 
@@ -86,6 +109,9 @@ class RunRecord(_Record):
     cost: Cost = Field(default_factory=Cost)
     student: NetworkCost | None = None
     teacher: TeacherCost | None = None
+    cache: CacheRecord | None = Field(
+        default=None, description="stored maps of the teacher; null: it ran in every step"
+    )
     preflight: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
@@ -204,6 +230,7 @@ class StudyRecord(_Record):
     teacher: StudyTeacher
     methods: list[StudyMethod]
     plan: StudyPlan | None = None
+    cache: CacheRecord | None = Field(default=None, description="the one set of stored maps that all runs read")
     notices: list[str] = Field(default_factory=list, description="what limits the comparison")
     command: str = ""
     environment: dict[str, str]
