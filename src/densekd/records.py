@@ -60,7 +60,7 @@ class TeacherCost(NetworkCost):
 
 
 class MapError(_Record):
-    """Of stored maps against what the teacher gave: relative L2 error of `softmax(map / temperature)` over positions."""
+    """Stored maps against what the teacher gave: relative L2 error of `softmax(map / temperature)` over positions."""
 
     mean: float
     max: float
@@ -109,9 +109,7 @@ class RunRecord(_Record):
     cost: Cost = Field(default_factory=Cost)
     student: NetworkCost | None = None
     teacher: TeacherCost | None = None
-    cache: CacheRecord | None = Field(
-        default=None, description="stored maps of the teacher; null: it ran in every step"
-    )
+    cache: CacheRecord | None = Field(default=None, description="the maps it read; null: the teacher ran in every step")
     preflight: dict[str, Any] | None = None
     warnings: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
