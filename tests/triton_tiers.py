@@ -1,0 +1,89 @@
+"""How Triton kernels are tested, in four tiers, each of which says why it cannot run:
+
+1. without Triton: a clear error (fast tests, anywhere);
+2. Triton's interpreter on the CPU: values, in a process of its own (`run_interpreted`), because the interpreter is
+   chosen when Triton is imported. Such tests stand in `tests/interpreted_*.py`, which pytest does not collect by itself;
+3. compiled ahead of time for devices that are not here (`needs_compiler`);
+4. a real GPU (`needs_gpu`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+GUARD = 64
+#: stands around every buffer; exact in every type that kernels write
+SENTINEL = -4096.0
+
+
+def no_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "Triton is not installed here"
+
+
+def no_gpu() -> str | None:
+    return no_triton() or (None if torch.cuda.is_available() else "torch sees no CUDA device here: tier 4 did not run")
+
+
+needs_triton = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+#: the assembler comes with Triton
+needs_compiler = needs_triton
+needs_gpu = pytest.mark.skipif(no_gpu() is not None, reason=str(no_gpu()))
+
+
+def run_interpreted(name: str, *options: str) -> str:
+    """The tests of `tests/<name>` under Triton's interpreter; what pytest printed. Fails where one of them does."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options]
+    path = Path(__file__).with_name(name)
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, env=environment, cwd=path.parents[1])
+    assert done.returncode == 0, f"{name} under Triton's interpreter:\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def surrounded(values: torch.Tensor, fill: float = float("nan")) -> torch.Tensor:
+    """The same values and strides inside a larger buffer full of `fill`: a read past the ends shows in the result."""
+    buffer = torch.full((_extent(values) + 2 * GUARD,), fill, dtype=values.dtype, device=values.device)
+    return buffer.as_strided(values.shape, values.stride(), GUARD).copy_(values)
+
+
+@contextmanager
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """`torch.empty`, `empty_like` and `Tensor.new_empty` give buffers full of NaN between guards.
+
+    Whatever a kernel leaves unwritten is NaN afterwards; a write past either end of a buffer fails at the end.
+    Yields the buffers, guards included.
+    """
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+    buffers: list[torch.Tensor] = []
+
+    def guarded(made: torch.Tensor) -> torch.Tensor:
+        if not made.is_floating_point() or made.device.type == "meta":
+            return made
+        buffer = empty(_extent(made) + 2 * GUARD, dtype=made.dtype, device=made.device).fill_(torch.nan)
+        buffer[:GUARD], buffer[-GUARD:] = SENTINEL, SENTINEL
+        buffers.append(buffer)
+        return buffer.as_strided(made.shape, made.stride(), GUARD)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *a, **k: guarded(empty(*a, **k)))
+        patch.setattr(torch, "empty_like", lambda *a, **k: guarded(empty_like(*a, **k)))
+        patch.setattr(torch.Tensor, "new_empty", lambda *a, **k: guarded(new_empty(*a, **k)))
+        yield buffers
+    for buffer in buffers:
+        ends = torch.cat((buffer[:GUARD], buffer[-GUARD:])).float()
+        assert bool((ends == SENTINEL).all()), "a kernel wrote past the end of its buffer"
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements from the first to the last, gaps included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
