@@ -168,15 +168,16 @@ class Joined:
 
     def load(self, index: int) -> Sample:
         """Sample `index` of the labelled images, or `index - len(labelled)` of the others."""
-        which, place = self._place(index)
+        which, place = self.place_of(index)
         return which.load(place)
 
     def name_of(self, index: int) -> str:
         """As the set's own to which it belongs."""
-        which, place = self._place(index)
+        which, place = self.place_of(index)
         return which.name_of(place)
 
-    def _place(self, index: int) -> tuple[SegmentationSet, int]:
+    def place_of(self, index: int) -> tuple[SegmentationSet, int]:
+        """The set that sample `index` is of, and its number there."""
         first = len(self.labelled)
         return (self.labelled, index) if index < first else (self.unlabelled, index - first)
 

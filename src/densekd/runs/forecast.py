@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from densekd.config import Recipe
 from densekd.distiller import Distiller
+from densekd.distiller.sides import wants_images
 from densekd.evaluate import autocast, confusion, some_of
 from densekd.models.auxiliary import auxiliary_of
 from densekd.runs.assemble import Parts
 from densekd.runs.memory import peak_bytes, reset_peak
 from densekd.taps import preserved
 from densekd.teacher import Batch
-from densekd.training.objective import Distilled, padding_mask
+from densekd.training.objective import Distilled, padding_mask, samples_of
 
 _TIMED_STEPS = 3
 _PATIENCE_SECONDS = 6.0
@@ -110,26 +111,56 @@ def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -
     mask = padding_mask(batch["valid"])
     valid = None if mask is None else mask.to(parts.device)
 
+    samples = samples_of(batch)
+
     def step() -> None:
         for parameter in trained.parameters():
             parameter.grad = None
         with autocast(parts.device, parts.recipe.runtime.precision):
-            total, _ = objective(image, label, valid)
+            total, _ = objective(image, label, valid, None, samples)
         total.backward()
         for name in objective.at_play():
             torch.autograd.backward(adversaries[name].loss())
 
+    shown = Batch((_for_teacher(distiller, image),), {}, batch.get("sample"))
+
     def teach() -> None:
         with autocast(parts.device, parts.recipe.runtime.precision):
-            distiller.source.maps(Batch((_for_teacher(distiller, image),), {}))
+            distiller.source.maps(shown)
 
-    reset_peak(parts.device)
-    with preserved(trained, distiller.teacher), gradients_kept(trained):
+    networks = [trained, *([distiller.teacher] if isinstance(distiller.teacher, nn.Module) else [])]
+    with preserved(*networks), gradients_kept(trained), _as_trained(parts, distiller, shown):
+        reset_peak(parts.device)
         objective.train()
         seconds = _median_seconds(step, parts.device)
         peak = peak_bytes(parts.device) or 0
         teacher = _median_seconds(teach, parts.device)
     return seconds, min(teacher, seconds), peak
+
+
+class _Ready:
+    """Gives the same maps again and again: what a step with stored maps costs, but for reading them."""
+
+    def __init__(self, maps: Mapping[str, Tensor]) -> None:
+        self._maps = maps
+
+    def maps(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self._maps
+
+
+@contextmanager
+def _as_trained(parts: Parts, distiller: Distiller, batch: Batch) -> Iterator[None]:
+    """Inside the block the maps are ready where the run will read them and the set is not there yet."""
+    source = distiller.source
+    if parts.recipe.distill.cache is None or not wants_images(source):
+        yield
+        return
+    with torch.no_grad(), autocast(parts.device, parts.recipe.runtime.precision):
+        distiller.read_from(_Ready(source.maps(batch)))
+    try:
+        yield
+    finally:
+        distiller.read_from(source)
 
 
 def _beside(distiller: Distiller) -> list[nn.Module]:
@@ -149,7 +180,8 @@ def _players(distiller: Distiller) -> list[nn.Module]:
 
 
 def _for_teacher(distiller: Distiller, image: Tensor) -> Tensor:
-    return image if distiller.teacher_images is None else distiller.teacher_images(image)
+    prepare = distiller.teacher_images if wants_images(distiller.source) else None
+    return image if prepare is None else prepare(image)
 
 
 def _median_seconds(work: Callable[[], None], device: torch.device) -> float:

@@ -17,6 +17,7 @@ from densekd.doctor import Report, preflight
 from densekd.errors import DensekdError
 from densekd.evaluate import autocast, evaluation_mode, some_of
 from densekd.models.auxiliary import auxiliary_of
+from densekd.runs import words
 from densekd.runs.assemble import Parts
 from densekd.runs.forecast import Forecast, forecast, training_batch
 from densekd.runs.teacher_view import scored_teacher
@@ -97,20 +98,20 @@ class Readiness:
     def _cost_rows(self, cost: Forecast) -> Iterator[dict[str, str]]:
         yield _row(
             "time per step",
-            f"{_seconds(cost.step_seconds)}, of it the teacher {_seconds(cost.teacher_seconds)}; "
-            f"loading {_seconds(cost.data_seconds)}",
+            f"{words.seconds(cost.step_seconds)}, of it the teacher {words.seconds(cost.teacher_seconds)}; "
+            f"loading {words.seconds(cost.data_seconds)}",
             "-",
         )
         evaluations = "1 evaluation" if cost.evaluations == 1 else f"{cost.evaluations} evaluations"
         yield _row(
             "time to the end",
-            f"about {_duration(cost.total_seconds)}: {self.steps} steps, {evaluations} of "
-            f"{_seconds(cost.evaluation_seconds)}",
+            f"about {words.duration(cost.total_seconds)}: {self.steps} steps, {evaluations} of "
+            f"{words.seconds(cost.evaluation_seconds)}",
             "-",
         )
-        yield _row("peak memory", _size(cost.peak_memory_bytes), "-")
+        yield _row("peak memory", words.size(cost.peak_memory_bytes), "-")
         enough = "ok" if cost.disk_bytes <= cost.disk_free_bytes else "problem"
-        yield _row("disk", f"{_size(cost.disk_bytes)} of {_size(cost.disk_free_bytes)} free", enough)
+        yield _row("disk", f"{words.size(cost.disk_bytes)} of {words.size(cost.disk_free_bytes)} free", enough)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for `record.json`."""
@@ -147,6 +148,7 @@ def check_readiness(
     folder: Path | None = None,
     watch: Callable[[int, int], None] | None = None,
     terms_alone: bool = False,
+    before_cost: Callable[[], None] | None = None,
 ) -> Readiness:
     """Check a distillation on real data before it runs; everything is left as it was.
 
@@ -163,6 +165,8 @@ def check_readiness(
         folder: where the run will be, for the free disk; default the working directory.
         watch: called with (images seen, images in all) during the exam.
         terms_alone: `densekd.preflight` alone, as in all but the first of several processes.
+        before_cost: what puts the distiller into the state in which it will train, once terms and teacher have passed
+            and before steps are timed.
     """
     begin = time.perf_counter()
     task, recipe = parts.task, parts.recipe
@@ -180,14 +184,17 @@ def check_readiness(
     if recipe.preflight.teacher_images and not terms_alone:
         unscored = _gives_features(parts, distiller, teacher, on_device["image"][:1])
         exam = None if unscored else _exam(parts, distiller, teacher, watch)
+    stops = recipe.preflight.on_problem == "stop" and bool(report.problems or (exam is not None and exam.problems))
+    if before_cost is not None and not stops:
+        before_cost()
     cost = None
     if all(term.value is not None for term in report.terms) and not terms_alone:
         cost = forecast(parts, distiller, batch, data_seconds, steps, folder or Path.cwd())
     problems = [*report.problems, *([] if exam is None else exam.problems)]
     if cost is not None and cost.disk_bytes > cost.disk_free_bytes:
         problems.append(
-            f"disk: the run needs about {_size(cost.disk_bytes)}, and {_size(cost.disk_free_bytes)} are free; "
-            "free some, or choose another folder with --out"
+            f"disk: the run needs about {words.size(cost.disk_bytes)}, and {words.size(cost.disk_free_bytes)} are "
+            "free; free some, or choose another folder with --out"
         )
     notices = [notice for notice in report.notices if notice not in distiller.notices]
     notices += [] if exam is None else exam.notices
@@ -234,24 +241,3 @@ def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callabl
 
 def _row(what: str, value: str, verdict: str) -> dict[str, str]:
     return {"what": what, "value": value, "verdict": verdict}
-
-
-def _seconds(value: float) -> str:
-    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
