@@ -56,8 +56,12 @@ class RunError(DensekdError, RuntimeError):
     """A run folder that cannot be used as asked: it exists, is unfinished, or holds no such file."""
 
 
+class CacheError(DensekdError, RuntimeError):
+    """A stored set of a teacher's maps that is missing, incomplete, damaged, or of another key."""
+
+
 class ResourceError(DensekdError, RuntimeError):
-    """Memory ran out, or a process that loads images was ended from outside."""
+    """Memory or the disk ran out, or a process that loads images was ended from outside."""
 
 
 class NonFiniteError(DensekdError, ArithmeticError):

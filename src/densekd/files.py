@@ -51,6 +51,45 @@ def write_bytes(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
+class GrowingFile:
+    """A file written piece by piece that gets its name only when it is whole.
+
+    Until `finish` the bytes stand under a temporary name, which `sweep_temporaries` removes after a kill.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+        # No buffer: what a full disk did not take would stay in it.
+        self._stream = self._temporary.open("wb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`; `size` is the number of bytes so far, also after an error."""
+        rest = memoryview(data)
+        while rest:
+            written = self._stream.write(rest)
+            self.size += written
+            rest = rest[written:]
+
+    def cut(self, size: int) -> None:
+        """Drop everything after the first `size` bytes: what a full disk left half-written."""
+        self._stream.truncate(size)
+        self._stream.seek(size)
+        self.size = size
+
+    def finish(self) -> None:
+        """Flush to disk, give the file its name, flush the folder."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._temporary.replace(self.path)
+        _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))

@@ -1,0 +1,58 @@
+"""One launch at a time builds a set: its ranks hold it together."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+from densekd.errors import CacheError
+from densekd.locks import try_lock
+
+_LOCKS = re.compile(r"\.(rank-\d+|world-\d+)\.lock")
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file of that name is one of the empty files that builders hold."""
+    return _LOCKS.fullmatch(name) is not None
+
+
+def claim(folder: Path, rank: int, world: int) -> ExitStack:
+    """Hold a set as rank `rank` of `world`, until the stack is closed or the process ends.
+
+    Each rank holds a file of its own alone, and one of its world's size together with the other ranks; none may be
+    there that is held by a world of another size.
+
+    Raises:
+        CacheError: another launch is building this set.
+    """
+    with ExitStack() as held:
+        own = try_lock(folder / f".rank-{rank}.lock")
+        shared = try_lock(folder / f".world-{world}.lock", shared=True)
+        for lock in (own, shared):
+            if lock is None:
+                raise _taken(folder)
+            held.enter_context(lock)
+        for path in folder.glob(".world-*.lock"):
+            if path.name != f".world-{world}.lock":
+                other = try_lock(path)
+                if other is None:
+                    raise _taken(folder)
+                other.release()
+        return held.pop_all()
+
+
+def is_building(folder: Path) -> bool:
+    """Whether some process is building the set in `folder` now; nothing is changed."""
+    for path in folder.glob(".world-*.lock"):
+        lock = try_lock(path)
+        if lock is None:
+            return True
+        lock.release()
+    return False
+
+
+def _taken(folder: Path) -> CacheError:
+    return CacheError(
+        f"{folder}: another process is building this set; wait for it (what it has stored is used by the next one)"
+    )

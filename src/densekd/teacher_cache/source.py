@@ -1,0 +1,137 @@
+"""Stored maps as the teacher of a distiller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekd.errors import ArgumentError, CacheError, ShapeError
+from densekd.teacher import Batch
+from densekd.teacher_cache.reader import MapReader, Stored
+
+
+class CachedTeacher:
+    """A `TeacherSource` whose maps are read: `maps(batch)` gives those of `batch.samples`, (view, index) of each image.
+
+    Maps come as float32 `(N, C, H, W)` on the device of the images, with the channels that were stored: a class map is
+    applied after it as after a live teacher. Images are not looked at, and a `TeacherInput` is not run.
+
+    Args:
+        reader: the set. `close()` of this source closes it.
+        taps: those to read, default all of the set; what a term does not ask for is better left out.
+
+    Raises:
+        ArgumentError: a tap that is not stored.
+    """
+
+    needs_images = False
+    nchw = True
+
+    def __init__(self, reader: MapReader, taps: Sequence[str] | None = None) -> None:
+        self.reader = reader
+        self.taps = tuple(reader.header.taps if taps is None else taps)
+        reader.read(torch.zeros(0, 2, dtype=torch.int64), self.taps)
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
+
+    @property
+    def class_taps(self) -> tuple[str, ...]:
+        """Taps that are the class map."""
+        return self.reader.header.class_taps
+
+    def maps(self, batch: Batch) -> dict[str, Tensor]:
+        """The stored maps of `batch.samples`.
+
+        Raises:
+            ArgumentError: the batch has no samples, or some that are not stored.
+            ShapeError: another number of samples than images; images of another size than those of the set.
+            CacheError: a map is damaged.
+        """
+        device = self._check(batch)
+        return _unpacked(self.reader.read_stored(_samples(batch), self.taps), device)
+
+    def submit(self, batch: Batch) -> Callable[[], dict[str, Tensor]]:
+        """Start reading in another thread; the call that is returned waits for it and gives the maps."""
+        device = self._check(batch)
+        running = self._threads().submit(self.reader.read_stored, _samples(batch), self.taps)
+        return lambda: _unpacked(running.result(), device)
+
+    def example(self, batch: Batch) -> dict[str, Tensor]:
+        """Maps for a dry run: those of the batch's samples, or without any the set's first sample for every image.
+
+        Raises:
+            ShapeError: images of another size than those of the set.
+        """
+        if batch.samples is not None:
+            return self.maps(batch)
+        self._check_size(batch.images)
+        first = self.reader.read(torch.zeros(1, 2, dtype=torch.int64), self.taps)
+        count = batch.images.shape[0]
+        return {tap: tapped.to(batch.images.device).repeat(count, 1, 1, 1) for tap, tapped in first.items()}
+
+    def check_seen(self, samples: Tensor, fingerprints: Tensor) -> None:
+        """See that the student gets what the teacher saw: `fingerprints` are CRC-32 of the images that are here.
+
+        Raises:
+            CacheError: they differ; names view and image.
+        """
+        stored = self.reader.fingerprints(samples)
+        for (view, index), there, here in zip(samples.tolist(), stored.tolist(), fingerprints.tolist(), strict=True):
+            if there != here:
+                raise CacheError(
+                    f"{self.reader.folder}: view {view} of image {index} is not what the teacher saw when its maps "
+                    "were stored: the image's file, its decoding or an augmentation has changed; remove the set by "
+                    "`densekd cache prune` and make it again by `densekd cache build RECIPE`"
+                )
+
+    def _check(self, batch: Batch) -> torch.device:
+        images, samples = batch.images, _samples(batch)
+        if samples.shape[:1] != images.shape[:1]:
+            raise ShapeError(
+                f"samples: expected one (view, index) for each of the {images.shape[0]} images, got shape "
+                f"{tuple(samples.shape)}"
+            )
+        self._check_size(images)
+        return images.device
+
+    def _check_size(self, images: Tensor) -> None:
+        expected = self.reader.header.image_size
+        if expected is not None and tuple(images.shape[2:]) != tuple(expected):
+            raise ShapeError(
+                f"the stored maps are of images of {expected[0]}x{expected[1]}, got images of "
+                f"{images.shape[2]}x{images.shape[3]}; use the size they were stored for, or store others"
+            )
+
+    def _threads(self) -> ThreadPoolExecutor:
+        # Threads do not come along when a process is forked.
+        if self._pool is None or self._process != os.getpid():
+            self._pool, self._process = ThreadPoolExecutor(2, "densekd-maps"), os.getpid()
+        return self._pool
+
+    def close(self) -> None:
+        """End the reading thread and unmap the files."""
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.shutdown()
+        self._pool = None
+        self.reader.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reader": self.reader, "taps": self.taps, "_pool": None, "_process": 0}
+
+
+def _samples(batch: Batch) -> Tensor:
+    if batch.samples is None:
+        raise ArgumentError(
+            "the teacher's maps are stored, and nothing says which these images are: call distiller(images, "
+            "samples=samples) with an int64 tensor (N, 2), (view, index) of each image"
+        )
+    return batch.samples
+
+
+def _unpacked(stored: dict[str, Stored], device: torch.device) -> dict[str, Tensor]:
+    return {tap: one.to(device).unpacked() for tap, one in stored.items()}
