@@ -18,3 +18,4 @@ from densekd.functional.pairwise import pairwise_mse as pairwise_mse
 from densekd.functional.pearson import pearson_distance as pearson_distance
 from densekd.functional.pixelwise import pixelwise_kl as pixelwise_kl
 from densekd.functional.pixelwise import pixelwise_mse as pixelwise_mse
+from densekd.functional.upsampled_cross_entropy import upsampled_cross_entropy as upsampled_cross_entropy

@@ -13,6 +13,7 @@ from densekd.errors import ArgumentError, DtypeError, ShapeError, nearest
 REDUCTIONS = ("mean", "sum", "none")
 # Colder, quotients leave float32's range; hotter, the distributions differ by less than it can tell.
 _COLDEST, _HOTTEST = 1e-6, 1e4
+_PIECE = 262_144
 
 
 def check_maps(student: Any, teacher: Any, *, same_channels: bool = True) -> None:
@@ -127,16 +128,30 @@ def check_labels(labels: Any, like: Tensor, num_classes: int, ignore_index: int)
     On an accelerator this waits for the labels; an id out of range would end the whole process there. In a compiled
     graph values cannot be looked at: there it is the indexing that fails.
     """
+    check_label_type(labels)
+    check_ignore_index(ignore_index)
+    _check_positions("labels", labels, like)
+    check_label_values(labels, num_classes, ignore_index)
+
+
+def check_label_type(labels: Any) -> None:
+    """A dense tensor of integers."""
     if not isinstance(labels, Tensor):
         raise DtypeError(f"labels: expected an integer tensor (N, *spatial), got {type(labels).__name__}")
     check_dense("labels", labels)
-    check_ignore_index(ignore_index)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DtypeError(f"labels: expected integer class ids, got {labels.dtype}; convert them with .long()")
-    _check_positions("labels", labels, like)
+
+
+def check_label_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Ids below `num_classes`, or `ignore_index`; nothing is looked at in a compiled graph."""
     if torch.compiler.is_compiling():
         return
-    low, high = torch.stack(torch.aminmax(labels.masked_fill(labels == ignore_index, 0))).tolist()
+    # In pieces on the CPU: a copy of all labels could outweigh what a loss itself needs.
+    step = _PIECE if labels.device.type == "cpu" else max(1, labels.numel())
+    parts = labels.flatten().split(step)
+    ends = [torch.stack(torch.aminmax(part.masked_fill(part == ignore_index, 0))) for part in parts]
+    low, high = torch.stack(torch.aminmax(torch.stack(ends))).tolist()
     if low < 0 or high >= num_classes:
         raise ArgumentError(
             f"labels: values from {low} to {high}; expected class ids 0 to {num_classes - 1} or the ignore_index "
