@@ -1,4 +1,4 @@
-"""One distillation loss on ready maps, as `densekd bench methods` calls, times and weighs it."""
+"""One distillation loss on ready maps, as the benchmarks of all losses call, time and weigh it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Contender:
         norm = 0.0 if self.student.grad is None else float(self.student.grad.norm())
         if not (math.isfinite(self.last) and self.last != 0 and math.isfinite(norm) and norm > 0):
             raise DensekdError(
-                f"bench methods: {self.name} on {where} has the value {self.last:.3g} and a gradient of norm "
+                f"bench: {self.name} on {where} has the value {self.last:.3g} and a gradient of norm "
                 f"{norm:.3g}; both must be finite and not zero. Nothing of this map was timed"
             )
 

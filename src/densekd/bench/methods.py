@@ -63,7 +63,7 @@ def run(
         DensekdError: a loss gives a value or a gradient that is zero or not finite.
     """
     names = list(METHODS) if methods is None else list(methods)
-    _check_names(names)
+    check_names(names)
     _check_maps(maps, names)
     _check_devices(devices)
     places = [(torch.device(device), kind, shape) for device in devices for kind, shape in maps.items()]
@@ -79,7 +79,7 @@ def run(
     load, cases, notes = runner.machine_load(), list[BenchCase](), dict[str, str]()
     with runner.use_threads(threads):
         for device, kind, shape in places:
-            with _own_randomness(device):
+            with own_randomness(device):
                 found = _contenders(_allowed(names, kind), kind, shape, device, notes, tick)
                 cases += _measure(found, kind, shape, rounds, tick)
     shown = " and ".join("cpu" if device == "cpu" else torch.cuda.get_device_name() for device in devices)
@@ -139,7 +139,12 @@ def _allowed(names: Sequence[str], kind: Kind) -> list[str]:
     return [name for name in names if kind == "logits" or not METHODS[name].logits_only]
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of no method, the same twice, and none.
+
+    Raises:
+        ArgumentError: one of these.
+    """
     for name in names:
         if name not in METHODS:
             make_loss(name)  # raises, naming the nearest method
@@ -167,7 +172,7 @@ def _check_devices(devices: Sequence[str]) -> None:
 
 
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """What losses draw is the same every time, and the program's generators stay as they were."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []):

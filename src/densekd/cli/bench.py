@@ -128,6 +128,56 @@ def data(
     _finish(out, record, bench.rows(record), "training images from files", quiet, as_json)
 
 
+@app.command("scaling")
+@guarded
+def scaling(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
+    ] = Path("bench-scaling.json"),
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Also draw it, into a file ending in .svg or .png.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option("--methods", help="Which, with commas between (see `densekd list methods`).")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of every size; medians are fitted.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """How time and memory of every distillation loss grow with N, C, H and W: fitted exponents, a figure."""
+    from densekd.bench import scaling as bench
+    from densekd.bench.scaling_figure import checked_kind, write_figure
+
+    _refuse_existing(out, force)
+    if figure is not None:
+        checked_kind(figure)
+    words = ["densekd", "bench", "scaling", "--threads", str(threads), "--rounds", str(rounds)]
+    words += [] if names is None else ["--methods", names]
+    sizes = (bench.QUICK_MAP, bench.QUICK_DOUBLINGS) if quick else (bench.BASE_MAP, bench.DOUBLINGS)
+    with _progress(quiet) as progress:
+        record = bench.run(
+            methods=None if names is None else _parts(names),
+            base=sizes[0],
+            doublings=sizes[1],
+            threads=threads,
+            rounds=rounds,
+            judge=not quick,
+            progress=progress,
+            command=shlex.join([*words, *(["--quick"] if quick else [])]),
+        )
+    if figure is not None:
+        write_figure(figure, record)
+    for line in [] if quiet else bench.left_out(record):
+        complain(line)
+    title = f"exponents of time (medians; single rounds) and of memory, {threads} CPU thread(s)"
+    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    if not quiet and "linear" in record.environment:
+        complain(record.environment["linear"])
+
+
 def _numbers(option: str, text: str) -> list[int]:
     from densekd.errors import ArgumentError
 
