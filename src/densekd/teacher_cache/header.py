@@ -21,6 +21,7 @@ _MOST = 2**32 - 1
 
 BUILD = "`densekd cache build RECIPE`"
 PRUNE = "`densekd cache prune`"
+_REMOVE = f"remove this file and run {BUILD} again: stored maps that are sound are used again"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Header:
     def raw_bytes(self, samples: int) -> int:
         """Bytes of the maps of so many samples in float32."""
         return samples * sum(4 * math.prod(shape) for shape in self.taps.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hex; every file of the set begins with it."""
+        return files.sha256(canonical(self.content()).encode("ascii"))
 
     def content(self) -> dict[str, Any]:
         """As it is written."""
@@ -161,21 +167,21 @@ def read_signed(path: Path) -> dict[str, Any]:
     """
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise CacheError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
         content = json.loads(data.decode("ascii"))
-        claimed = content.pop("sha256")
+        content.pop("sha256")
         whole = data == _signed(content).encode("ascii")
     except (UnicodeDecodeError, ValueError, AttributeError, KeyError, TypeError):
-        whole, content, claimed = False, {}, ""
+        whole, content = False, {}
     if not whole:
-        raise CacheError(f"{path}: damaged: its checksum does not fit; {how_to_mend(path.parent)}")
+        raise CacheError(f"{path}: damaged: its checksum does not fit; {_REMOVE}")
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise CacheError(
             f"{path}: written in version {content.get('version')!r} of the format {content.get('format')!r}, this "
-            f"densekd reads version {VERSION} of {FORMAT!r}; make the set again by {BUILD}, or use the densekd that "
-            f"wrote it (checksum {claimed[:16]})"
+            f"densekd reads version {VERSION} of {FORMAT!r}; use the densekd that wrote it, or "
+            f"{how_to_mend(path.parent)}"
         )
     return content
 

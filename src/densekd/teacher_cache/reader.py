@@ -12,10 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densekd import files
 from densekd.errors import ArgumentError, CacheError, DtypeError, ShapeError, nearest
 from densekd.teacher_cache.encoding import dequantised, unpack_bfloat16, unpack_int8
-from densekd.teacher_cache.header import BUILD, HEADER, Header, how_to_mend, read_header, require_same
+from densekd.teacher_cache.header import BUILD, Header, how_to_mend, read_header, require_same
 from densekd.teacher_cache.key import CacheKey
 from densekd.teacher_cache.segment import Segment, damages, open_segment, segments_in
 from densekd.teacher_cache.summary import WHOLE, Summary, place, read_whole, summarise
@@ -52,12 +51,12 @@ class MapReader:
         if not (self.folder / WHOLE).exists():
             raise CacheError(_not_whole(self.folder, self.header))
         whole = read_whole(self.folder)
-        if whole.header_sha256 != files.sha256_file(self.folder / HEADER):
-            raise CacheError(f"{self.folder}: {HEADER} is not that of {WHOLE}; {how_to_mend(self.folder)}")
+        if whole.header_sha256 != self.header.digest:
+            raise CacheError(f"{self.folder}: {WHOLE} is not of this set; {how_to_mend(self.folder)}")
         self.summary: Summary = whole.summary
         self._segments: list[Segment] = []
         for expected in whole.segments:
-            segment = open_segment(self.folder / expected["file"], len(self.header.taps))
+            segment = open_segment(self.folder / expected["file"], self.header)
             self._segments.append(segment)
             if segment.sha256 != expected["index_sha256"] or segment.size != expected["bytes"]:
                 raise CacheError(f"{segment.path}: not the file that {WHOLE} names; {how_to_mend(self.folder)}")
@@ -128,6 +127,8 @@ class MapReader:
         if samples.dim() != 2 or samples.shape[1] != 2:
             raise ShapeError(f"samples: expected (N, 2), (view, index) of each image, got {tuple(samples.shape)}")
         asked: npt.NDArray[np.int64] = samples.detach().cpu().to(torch.int64).numpy()
+        if not self._segments:
+            raise CacheError(f"{self.folder}: this reader was closed; open another MapReader")
         inside = (asked >= 0) & (asked < (self.header.views, self.header.images))
         if not inside.all():
             view, index = asked[~inside.all(1)][0]
@@ -212,7 +213,7 @@ class Stored:
 
 
 def _not_whole(folder: Path, header: Header) -> str:
-    segments = [open_segment(path, len(header.taps)) for path in segments_in(folder)]
+    segments = [open_segment(path, header) for path in segments_in(folder)]
     stored = summarise(header, segments).samples
     for segment in segments:
         segment.close()

@@ -2,7 +2,7 @@
 
 Layout, all numbers little-endian, nothing between the parts::
 
-    16 bytes     b"densekd maps" and the version of the format as a 4-byte whole number
+    48 bytes     b"densekd maps", the version of the format (4-byte whole number), SHA-256 of the set's header (32)
     the maps     for each sample, for each tap in the header's order: one encoded map (`encoding`)
     the index    for each sample one entry (`index_type`): view, index, fingerprint (4 bytes each), then for each tap
                  offset in the file (8), length (8), CRC-32 of these bytes (4), error of the softened map (float32)
@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from densekd import files
 from densekd.errors import CacheError
-from densekd.teacher_cache.header import BUILD, VERSION
+from densekd.teacher_cache.header import BUILD, VERSION, Header
 
 SUFFIX = ".maps"
-_START = struct.pack("<12sI", b"densekd maps", VERSION)
+_START = struct.Struct("<12sI32s")
 _COUNTS = struct.Struct("<QQ32s")
 _SUM = struct.Struct("<I")
 _END = _COUNTS.size + _SUM.size
@@ -44,12 +44,12 @@ def index_type(taps: int) -> np.dtype[Any]:
 class SegmentWriter:
     """Writes one segment; it has its name only after `finish`."""
 
-    def __init__(self, path: Path, taps: int) -> None:
-        self._type = index_type(taps)
+    def __init__(self, path: Path, header: Header) -> None:
+        self._type = index_type(len(header.taps))
         self._entries: list[tuple[Any, ...]] = []
-        self._whole = len(_START)
+        self._whole = _START.size
         self._file = files.GrowingFile(path)
-        self._file.write(_START)
+        self._file.write(_start(header))
 
     @property
     def samples(self) -> list[tuple[int, int]]:
@@ -120,32 +120,39 @@ class Segment:
             self._bytes.close()
 
 
-def open_segment(path: Path, taps: int) -> Segment:
-    """Map a segment into memory and check everything but the maps themselves.
+def open_segment(path: Path, header: Header) -> Segment:
+    """Map a segment of the set with this header into memory and check everything but the maps themselves.
 
     Raises:
-        CacheError: missing, or damaged.
+        CacheError: missing, of another set, or damaged.
     """
     try:
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise CacheError(f"{path}: missing; make its maps again by {BUILD}") from None
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError:  # an empty file
         raise CacheError(_damaged(path, "it is empty")) from None
     try:
-        index, digest = _read_index(path, mapped, index_type(taps))
+        index, digest = _read_index(path, mapped, header)
     except BaseException:
         mapped.close()
         raise
     return Segment(path, index, digest, len(mapped), mapped)
 
 
-def _read_index(path: Path, mapped: mmap.mmap, entry: np.dtype[Any]) -> tuple[npt.NDArray[Any], str]:
-    if len(mapped) < len(_START) + _END:
+def _start(header: Header) -> bytes:
+    return _START.pack(b"densekd maps", VERSION, bytes.fromhex(header.digest))
+
+
+def _read_index(path: Path, mapped: mmap.mmap, header: Header) -> tuple[npt.NDArray[Any], str]:
+    entry = index_type(len(header.taps))
+    if len(mapped) < _START.size + _END:
         raise CacheError(_damaged(path, f"it has {len(mapped)} bytes"))
-    if mapped[: len(_START)] != _START:
-        raise CacheError(_damaged(path, "its first bytes are not those of stored maps"))
+    if mapped[: _START.size] != _start(header):
+        raise CacheError(_damaged(path, "its first bytes are not those of this set's files"))
     counts = mapped[-_END : -_SUM.size]
     if _SUM.unpack(mapped[-_SUM.size :])[0] != zlib.crc32(counts):
         raise CacheError(_damaged(path, "the checksum of its end does not fit"))
@@ -179,7 +186,7 @@ def segments_in(folder: Path) -> list[Path]:
 
 def damages(segment: Segment, taps: Sequence[str]) -> Iterator[str | None]:
     """For each sample None, or the words for its damage; also what stands where nothing should."""
-    end = len(_START)
+    end = _START.size
     for row, entry in enumerate(segment.index):
         words = None
         for tap in range(len(taps)):

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from densekd import files
-from densekd.teacher_cache.header import FORMAT, HEADER, VERSION, Header, read_signed, write_signed
+from densekd.teacher_cache.header import FORMAT, VERSION, Header, read_signed, write_signed
 from densekd.teacher_cache.segment import Segment
 
 WHOLE = "set.json"
@@ -74,7 +73,7 @@ def summarise(header: Header, segments: Sequence[Segment], notices: Sequence[str
     )
 
 
-def write_whole(folder: Path, summary: Summary, segments: Sequence[Segment]) -> None:
+def write_whole(folder: Path, header: Header, summary: Summary, segments: Sequence[Segment]) -> None:
     """Mark a set as whole. Ranks that do it at the same time write the same bytes."""
     own = asdict(summary)
     own.pop("notices")
@@ -87,8 +86,7 @@ def write_whole(folder: Path, summary: Summary, segments: Sequence[Segment]) -> 
         }
         for segment in segments
     ]
-    header = files.sha256_file(folder / HEADER)
-    content = {"format": FORMAT, "version": VERSION, "header_sha256": header, "segments": listed, **own}
+    content = {"format": FORMAT, "version": VERSION, "header_sha256": header.digest, "segments": listed, **own}
     write_signed(folder / WHOLE, content)
 
 

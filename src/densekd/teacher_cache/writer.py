@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import numpy as np
 import torch
@@ -68,7 +69,8 @@ class MapWriter:
         commit_bytes: int = 2**28,
         commit_seconds: float = 60.0,
     ) -> None:
-        shapes = {tap: (shape[0], shape[1], shape[2]) for tap, shape in taps.items()}
+        # In the order of their names: it must not matter in which order somebody asks for them.
+        shapes = {tap: cast("tuple[int, int, int]", tuple(taps[tap])) for tap in sorted(taps)}
         classes = tuple(tap for tap in shapes if tap in ("logits", "output")) if class_taps is None else class_taps
         self.header = Header(key, shapes, views, images, encoding, float(temperature), tuple(classes), image_size)
         check_header(self.header)
@@ -78,19 +80,22 @@ class MapWriter:
         self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
         self._open: SegmentWriter | None = None
         self._begun = 0.0
-        _prepare(self.folder)
-        self._claim = claim(self.folder, rank, world)
+        try:
+            _prepare(self.folder)
+            self._claim = claim(self.folder, rank, world)
+        except OSError as error:
+            raise _full(self.folder, error) from None
         try:
             self._enter()
+        except OSError as error:
+            self._claim.close()
+            raise _full(self.folder, error) from None
         except BaseException:
             self._claim.close()
             raise
 
     def _enter(self) -> None:
-        try:
-            _agree(self.folder, self.header)
-        except OSError as error:
-            raise _full(self.folder, error) from None
+        _agree(self.folder, self.header)
         # Ranks of an earlier launch may have left more; `finish` sweeps all, when nobody writes any more.
         for left in self.folder.glob(f".{self._prefix}*"):
             if files.is_temporary(left.name):
@@ -137,7 +142,7 @@ class MapWriter:
             self.commit()
         try:
             if self._open is None:
-                self._open, self._begun = SegmentWriter(self._next_path(), len(self.header.taps)), time.monotonic()
+                self._open, self._begun = SegmentWriter(self._next_path(), self.header), time.monotonic()
             self._open.add(view, index, fingerprint, encoded)
         except OSError as error:
             self._rescue()
@@ -209,6 +214,9 @@ class MapWriter:
         except OSError as error:
             self._forget()
             raise _full(self.folder, error) from None
+        except BaseException:  # Ctrl-C, in the middle of it
+            self._forget()
+            raise
         self._open = None
 
     def _rescue(self) -> None:
@@ -240,7 +248,7 @@ class MapWriter:
             summary = summarise(self.header, segments)
             if summary.whole:
                 files.sweep_temporaries(self.folder)
-                write_whole(self.folder, summary, segments)
+                write_whole(self.folder, self.header, summary, segments)
             return summary
         except OSError as error:
             raise _full(self.folder, error) from None
@@ -261,8 +269,6 @@ class MapWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, ResourceError):
-            self._rescue()
         self.close()
 
 
@@ -270,20 +276,21 @@ def _prepare(folder: Path) -> None:
     """Make the folder, or see that it is a set's."""
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder}: a file; expected the folder of a set")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _full(folder, error) from None
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / HEADER).exists():
         return
-    strange = sorted(
-        entry.name for entry in folder.iterdir() if not (is_lock(entry.name) or files.is_temporary(entry.name))
-    )
+    # Segments without a header: it was damaged and has been removed, as its error says.
+    strange = sorted(entry.name for entry in folder.iterdir() if not _is_own(entry.name))
     # Another rank may have written the header since.
     if strange and not (folder / HEADER).exists():
         raise CacheError(
             f"{folder}: holds files that are not a set's ({', '.join(strange[:5])}); choose another distill.cache.root"
         )
+
+
+def _is_own(name: str) -> bool:
+    own = name == WHOLE or (name.startswith("rank") and name.endswith(SUFFIX))
+    return own or is_lock(name) or files.is_temporary(name)
 
 
 def _agree(folder: Path, header: Header) -> None:
@@ -293,7 +300,7 @@ def _agree(folder: Path, header: Header) -> None:
 
 
 def _segments(folder: Path, header: Header) -> list[Segment]:
-    return [open_segment(path, len(header.taps)) for path in segments_in(folder)]
+    return [open_segment(path, header) for path in segments_in(folder)]
 
 
 def _full(folder: Path, error: OSError) -> ResourceError:
