@@ -2,7 +2,7 @@
 
 1. without Triton: a clear error (fast tests, anywhere);
 2. Triton's interpreter on the CPU: values, in a process of its own (`run_interpreted`), because the interpreter is
-   chosen when Triton is imported. Such tests stand in `tests/interpreted_*.py`, which pytest does not collect by itself;
+   chosen when Triton is imported. Such tests stand in `tests/interpreted_*.py`, which pytest alone does not collect;
 3. compiled ahead of time for devices that are not here (`needs_compiler`);
 4. a real GPU (`needs_gpu`).
 """

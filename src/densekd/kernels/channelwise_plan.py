@@ -1,0 +1,91 @@
+"""How the rows of a channel-wise KL are spread over a GPU: a table, no search at run time.
+
+Rows of P positions, C channels, N images. Three ways:
+
+* resident: a program holds its rows whole, in registers. Both maps are read once, the gradient is written once.
+* streamed: a program runs over its rows twice, first for the sums, then for the gradient; what it has just read is
+  still in the cache. From memory that is three passes too.
+* split: the rows are cut into parts, so that few long rows fill every multiprocessor. One start finds each part's
+  sums, a second joins them and makes the gradient, a third the values. Both maps are read twice: five passes, fewer
+  where the cache holds the end of the first for the beginning of the second.
+
+The numbers are reckoned from registers (65,536 of a multiprocessor), cache and lines of memory of 128 bytes. They
+were not measured on a GPU; `benchmarks/gpu.py` is what measures them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Way = Literal["resident", "streamed", "split"]
+
+#: most elements of a map that one program holds
+RESIDENT = 16_384
+#: elements of a map that a program handles at a time where it cannot hold them all
+TILE = 2_048
+#: bytes of a line of memory: as many neighbouring channels are read together where channels are innermost
+LINE = 128
+#: most bytes of both maps that a program may leave to the cache between its two runs over them
+CACHED = 256 * 1024
+#: programs per multiprocessor that hide each other's waiting, and how few are still worth a row each
+PROGRAMS, FEWEST = 8, 2
+#: most partial results that one program joins
+JOINED = 4_096
+#: elements from which a GPU's time outweighs the few more microseconds that starting a Triton kernel takes
+WORTH = 65_536
+
+
+class Plan(NamedTuple):
+    """A way, the tile that a program holds at a time, its warps of 32 threads, and the parts of a row."""
+
+    way: Way
+    channels: int
+    positions: int
+    warps: int
+    parts: int = 1
+    part: int = 0  # positions of a part, a multiple of a tile's; 0: all
+
+
+def worth_it(elements: int) -> bool:
+    """Whether backend "auto" takes the Triton kernels for a map of so many elements on a GPU that can run them."""
+    return elements >= WORTH
+
+
+def make_plan(
+    images: int, channels: int, positions: int, *, itemsize: int, rows_lie_flat: bool, multiprocessors: int
+) -> Plan:
+    """What the table says.
+
+    Args:
+        itemsize: bytes of an element, of the larger of both maps.
+        rows_lie_flat: the positions of a row are neighbours in memory in both maps; else channels are, in one at least.
+        multiprocessors: of the device.
+    """
+    width = 1 if rows_lie_flat else min(power_of_two(channels), LINE // itemsize)
+    whole = max(16, power_of_two(positions))
+    if width * whole <= RESIDENT:
+        return _resident(channels, whole, width)
+    tile = max(16, TILE // width)
+    groups = images * -(-channels // width)
+    if groups >= FEWEST * multiprocessors and 2 * itemsize * width * positions <= CACHED:
+        return Plan("streamed", width, tile, 8)
+    return split_plan(groups, positions, width, tile, multiprocessors)
+
+
+def split_plan(groups: int, positions: int, width: int, tile: int, multiprocessors: int) -> Plan:
+    """So many parts that the programs fill the device, each at least four tiles long."""
+    wanted = -(-PROGRAMS * multiprocessors // groups)
+    parts = max(1, min(wanted, positions // (4 * tile), JOINED // width, 1024))
+    tiles = -(-positions // (parts * tile))
+    return Plan("split", width, tile, 8, -(-positions // (tiles * tile)), tiles * tile)
+
+
+def _resident(channels: int, whole: int, width: int) -> Plan:
+    """Short rows share a program."""
+    width = max(width, min(power_of_two(channels), 1024 // whole))
+    return Plan("resident", width, whole, min(32, max(4, width * whole // 512)))
+
+
+def power_of_two(number: int) -> int:
+    """The smallest from `number` up."""
+    return 1 << (number - 1).bit_length()
