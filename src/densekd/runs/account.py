@@ -10,7 +10,7 @@ import torch
 from densekd.config import recipe_digest
 from densekd.errors import RunError
 from densekd.models.measure import Measured
-from densekd.records import Cost, NetworkCost, RunRecord, TeacherCost, environment
+from densekd.records import CacheRecord, Cost, NetworkCost, RunRecord, TeacherCost, environment
 from densekd.runs.assemble import Parts
 from densekd.runs.images import images_of
 from densekd.runs.length import epochs_of
@@ -30,6 +30,7 @@ class Account:
         before: the record of the run that is gone on with.
         readiness: what the checks before a distillation found.
         teacher_digest: of the teacher's weights; empty without a teacher.
+        stored: the teacher's maps that the run reads; None where the teacher runs in every step.
         warnings: lines that the user sees and the record keeps.
     """
 
@@ -39,13 +40,14 @@ class Account:
     before: RunRecord | None = None
     readiness: Readiness | None = None
     teacher_digest: str = ""
+    stored: CacheRecord | None = None
     warnings: list[str] = field(default_factory=list)
 
     def begin(self, parts: Parts, student: Measured, teacher: Measured | None, objective: Objective) -> RunRecord:
         """The record of a run that starts or goes on; its warnings are those of the run before too.
 
         Raises:
-            RunError: the run before had another teacher.
+            RunError: the run before had another teacher, or read other maps of it.
         """
         recipe, before = parts.recipe, self.before
         extra = objective.extra_state()
@@ -70,6 +72,7 @@ class Account:
             cost=(Cost() if before is None else before.cost).model_copy(update=cost),
             student=_network_cost(student),
             teacher=None if teacher is None else self._teacher_cost(teacher),
+            cache=self._cache(),
             preflight=self.readiness.as_dict() if self.readiness else None,
             warnings=self.warnings,
             environment=environment(),
@@ -88,6 +91,16 @@ class Account:
                 "teacher_seconds_per_step": teacher,
             }
         )
+
+    def _cache(self) -> CacheRecord | None:
+        before = None if self.before is None else self.before.cache
+        if before is not None and self.stored is not None and before.sha256 != self.stored.sha256:
+            raise RunError(
+                f"{self.folder}: the run began with other maps of the teacher ({before.folder}, key "
+                f"{before.sha256[:16]}, now {self.stored.sha256[:16]}): images, augmentation or versions have changed; "
+                "put them back, or start again with --force"
+            )
+        return self.stored
 
     def _teacher_cost(self, measured: Measured) -> TeacherCost:
         digest = self.teacher_digest

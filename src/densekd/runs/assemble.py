@@ -37,7 +37,7 @@ from densekd.runs.teacher_classes import TeacherClasses, teacher_classes
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages
-from densekd.training.batcher import Batcher
+from densekd.training.batcher import Batcher, View
 from densekd.training.specs import TermSpec, ViewsSpec
 
 
@@ -59,6 +59,8 @@ class Parts:
     """A second student, to be evaluated where the first is sharded."""
     views: ViewsSpec | None = None
     """The fixed views of each training image; None: new ones in every epoch."""
+    seen: Callable[[TrainView], View] | None = None
+    """Checks the images of a batch against what the teacher saw when its maps were stored."""
 
     @property
     def share(self) -> Share:
@@ -76,8 +78,9 @@ class Parts:
 
     def batcher(self, *, workers: int = 0, pin_memory: bool = False) -> Batcher:
         """The run's training batches."""
+        view = self.train_view()
         return Batcher(
-            self.train_view(),
+            view if self.seen is None else self.seen(view),
             len(self.data.train),
             self.recipe.train.batch_size,
             self.recipe.seed,

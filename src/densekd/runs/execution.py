@@ -11,12 +11,14 @@ from accelerate import Accelerator
 
 from densekd import files
 from densekd.config import Recipe
+from densekd.distiller import Distiller
 from densekd.errors import RunError
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
 from densekd.records import Cost, RunRecord, Scores, dump
 from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
+from densekd.runs.cache import stored_maps
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine, wrapped
 from densekd.runs.folder import Run, start_folder
@@ -177,12 +179,29 @@ class Execution:
             folder=self.folder,
             watch=self.progress.examining,
             terms_alone=not self.ranks.first,
+            before_cost=None if self.recipe.distill.cache is None else lambda: self._read_maps(distiller),
         )
         self.account.readiness = readiness
         self.progress.ready(readiness)
         for line in [*readiness.notices, *readiness.raise_if_failed(self.recipe.preflight.on_problem)]:
             self._say(line)
         return Distilled(distiller, self.parts.task), measured
+
+    def _read_maps(self, distiller: Distiller) -> None:
+        """From here on the distiller reads the teacher's maps; no step needs the network itself any more."""
+        stored = stored_maps(
+            self.parts,
+            distiller,
+            self.account.teacher_digest,
+            progress=self.progress,
+            ranks=self.ranks,
+            say=self._say,
+        )
+        for line in stored.unread(self.steps * self.parts.share.images / len(self.parts.data.train)):
+            self._say(line)
+        stored.take_over(distiller)
+        self.parts.seen = stored.checked
+        self.account.stored = stored.record()
 
     def _say_notices(self) -> None:
         for notice in self.parts.notices:

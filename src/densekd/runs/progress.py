@@ -26,6 +26,13 @@ class Quiet:
     def examining(self, done: int, images: int) -> None:
         """The pre-flight has shown the teacher so many images."""
 
+    def caching(self, done: int, views: int) -> None:
+        """The teacher's maps of so many views are stored, of those that were missing."""
+
+    def confirm(self, question: str) -> bool | None:
+        """The user's answer, yes or no; None where nobody can be asked."""
+        return None
+
     def ready(self, readiness: Readiness) -> None:
         """The pre-flight ended."""
 

@@ -1,0 +1,117 @@
+"""The sets under a root: found, told apart by their keys, chosen among."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densekd import files
+from densekd.errors import CacheError, CheckpointError
+from densekd.teacher_cache import CacheKey
+from densekd.teacher_cache.header import HEADER, Header, read_header
+from densekd.teacher_cache.summary import WHOLE
+
+BUILT = "built.json"
+_NAME = 16
+_TOLD = 3
+
+
+@dataclass(frozen=True)
+class SetFolder:
+    """A folder with the header of a set; whole or not."""
+
+    path: Path
+    header: Header
+
+    @property
+    def key(self) -> CacheKey:
+        return self.header.key
+
+    @property
+    def whole(self) -> bool:
+        """Whether every view is stored, as the last build found."""
+        return (self.path / WHOLE).is_file()
+
+    @property
+    def seconds(self) -> float:
+        """What building it has taken so far."""
+        return float(built(self.path).get("seconds", 0.0))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(entry.stat().st_size for entry in self.path.iterdir() if entry.is_file())
+
+    def serves(self, wanted: CacheKey) -> bool:
+        """Whether the maps of `wanted` are among those of this set: more taps and more views do no harm."""
+        return narrowed(self.key, wanted) == wanted
+
+
+def folder_of(root: Path, key: CacheKey) -> Path:
+    """Where the set of this key lies."""
+    return root / key.digest[:_NAME]
+
+
+def narrowed(key: CacheKey, wanted: CacheKey) -> CacheKey:
+    """`key` of the taps and views of `wanted` alone, where it has these; its own otherwise.
+
+    A view of an image is the same whatever the number of views, and a map whatever other maps are stored with it.
+    """
+    here, there = key.values, wanted.values
+    taps = {tap: here["taps"].get(tap, shape) for tap, shape in there["taps"].items()}
+    has_all = set(taps) <= set(here["taps"])
+    views = there["views"] if there["views"] <= here["views"] else here["views"]
+    return CacheKey({**here, "taps": taps if has_all else here["taps"], "views": views})
+
+
+def sets_under(root: Path) -> tuple[list[SetFolder], list[str]]:
+    """The sets in the folders of `root`, by name; and why folders with the file of a set are none."""
+    found, damage = [], []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if files.is_temporary(path.name) or not (path / HEADER).is_file():
+            continue
+        try:
+            found.append(SetFolder(path, read_header(path)))
+        except CacheError as error:
+            damage.append(str(error))
+    return found, damage
+
+
+def serving(root: Path, wanted: CacheKey) -> list[SetFolder]:
+    """The sets that hold these maps: the one of this very key first, then those with the fewest more."""
+    found = [one for one in sets_under(root)[0] if _of_this_format(one.key) and one.serves(wanted)]
+    return sorted(found, key=lambda one: (one.key != wanted, one.header.raw_bytes(one.header.samples), one.path.name))
+
+
+def stale(root: Path, wanted: CacheKey) -> list[str]:
+    """Lines about the sets under `root` that are nearest to `wanted` and are not it."""
+    others = [one for one in sets_under(root)[0] if not one.serves(wanted)]
+    told = sorted((wanted.differences(one.key), one.path) for one in others)
+    told.sort(key=lambda entry: len(entry[0]))
+    lines = []
+    for changed, path in told[:1]:
+        more = f"; and {len(changed) - _TOLD} more" if len(changed) > _TOLD else ""
+        lines.append(f"cache: {path} is of other values ({'; '.join(changed[:_TOLD])}{more}): left as it is, not read")
+    return lines
+
+
+def _of_this_format(key: CacheKey) -> bool:
+    return {"teacher", "taps", "data", "views", "seed", "encoding"} <= set(key.values)
+
+
+def built(folder: Path) -> dict[str, Any]:
+    """What is kept beside the maps of a set about their making; {} where it is missing or cannot be read."""
+    with suppress(CheckpointError):
+        held = files.read_json(folder / BUILT)
+        return held if isinstance(held, dict) else {}
+    return {}
+
+
+def add_build(folder: Path, seconds: float, about: Mapping[str, Any]) -> None:
+    """Add the seconds of a build, perhaps one of several that were interrupted."""
+    before = float(built(folder).get("seconds", 0.0))
+    files.write_json(folder / BUILT, {**json.loads(json.dumps(dict(about))), "seconds": before + seconds})
