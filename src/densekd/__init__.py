@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from densekd.runs import train as train
     from densekd.study import Study as Study
     from densekd.study import compare as compare
+    from densekd.teacher import FrozenTeacher as FrozenTeacher
     from densekd.teacher import TeacherInput as TeacherInput
     from densekd.teacher import TeacherSource as TeacherSource
+    from densekd.teacher import freeze_teacher as freeze_teacher
     from densekd.tuning import Tuned as Tuned
     from densekd.tuning import tune as tune
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "DistillOutput": "densekd.distiller",
     "Distiller": "densekd.distiller",
+    "FrozenTeacher": "densekd.teacher",
     "Report": "densekd.doctor",
     "Run": "densekd.runs",
     "Study": "densekd.study",
@@ -42,6 +45,7 @@ _NAMES = {
     "Tuned": "densekd.tuning",
     "compare": "densekd.study",
     "distill": "densekd.runs",
+    "freeze_teacher": "densekd.teacher",
     "functional": "densekd.functional",
     "losses": "densekd.losses",
     "preflight": "densekd.doctor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
 from densekd.errors import ArgumentError, DensekdError, ModelError
 from densekd.taps import DryRun, TapReader, dry_run, preserved, training_without_norms
-from densekd.teacher import Batch, LiveTeacher, TeacherImages, TeacherSource
+from densekd.teacher import Batch, FrozenTeacher, LiveTeacher, TeacherImages, TeacherSource
+from densekd.teacher import as_batch as as_batch
 
 
 @dataclass
@@ -27,28 +28,6 @@ class Built:
     plans: list[TermPlan]
     modules: nn.ModuleDict
     notices: list[str] = field(default_factory=list)
-
-
-def as_batch(example: Any) -> Batch:
-    """The example as the arguments of a forward pass: a tensor, a tuple of arguments, or a dict of keywords.
-
-    Raises:
-        ArgumentError: none of these, or without images.
-    """
-    if isinstance(example, Tensor):
-        batch = Batch((example,), {})
-    elif isinstance(example, Mapping):
-        batch = Batch((), dict(example))
-    elif isinstance(example, (tuple, list)):
-        batch = Batch(tuple(example), {})
-    else:
-        raise ArgumentError(
-            "example must be a tensor of images, a tuple of positional arguments or a dict of keyword arguments, "
-            f"got a {type(example).__name__}"
-        )
-    if batch.images.shape[0] < 1:
-        raise ArgumentError(f"example holds no image: its shape is {tuple(batch.images.shape)}")
-    return batch
 
 
 def as_source(teacher: Any, terms: Sequence[Term]) -> TeacherSource:
@@ -68,7 +47,7 @@ def as_source(teacher: Any, terms: Sequence[Term]) -> TeacherSource:
 
 def teacher_network(source: Any) -> nn.Module | None:
     """The network behind a source, where it is known."""
-    if isinstance(source, LiveTeacher):
+    if isinstance(source, (LiveTeacher, FrozenTeacher)):
         return source.network
     return source if isinstance(source, nn.Module) else None
 
@@ -98,7 +77,9 @@ def check_networks(student: Any, teacher: Any, batch: Batch) -> None:
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise ArgumentError("the student has no trainable parameter: nothing can be distilled into it")
     for who, module in (("student", student), ("teacher", network)):
-        found = next((p.device for p in module.parameters()), None) if module is not None else None
+        if module is None or (module is network and isinstance(teacher, FrozenTeacher)):
+            continue  # a FrozenTeacher takes images from any device
+        found = next((p.device for p in module.parameters()), None)
         if found is not None and found != batch.images.device:
             raise ArgumentError(
                 f"the {who} is on {found}, the example on {batch.images.device}: move student, teacher and example to "

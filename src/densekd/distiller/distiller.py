@@ -16,7 +16,7 @@ from densekd.distiller.build import as_batch, as_source, build, check_networks, 
 from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
-from densekd.distiller.sides import chosen, wants_images
+from densekd.distiller.sides import chosen, submitted, wants_images
 from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, TapError, nearest
 from densekd.losses import Adversary
@@ -232,9 +232,11 @@ class Distiller(nn.Module):
             if plan.needs_labels and labels is None:
                 raise ArgumentError(f"term {plan.name!r} needs labels: call distiller(images, labels=labels)")
         # The teacher first: its activations are gone before the student builds its graph.
-        teacher_batch, teacher_maps = self._teacher(batch, plans)
+        # Where it has a device or a stream of its own, it goes on while the student runs.
+        teacher_batch, collect = self._submit(batch, plans)
         student_taps = dict.fromkeys(plan.student.tap for plan in plans)
         output, student_maps = self._reader.run(self.student, batch.args, batch.kwargs, student_taps)
+        teacher_maps = collect()
         values: dict[str, Tensor] = {}
         for plan in plans:
             student = plan.student.layout.to_nchw(student_maps[plan.student.tap], image_size)
@@ -252,13 +254,21 @@ class Distiller(nn.Module):
             values[plan.name] = check_value(value, plan.name)
         return TermValues(output, values)
 
-    def _teacher(self, batch: Batch, plans: Sequence[TermPlan]) -> tuple[Batch, dict[str, Tensor]]:
+    def _submit(self, batch: Batch, plans: Sequence[TermPlan]) -> tuple[Batch, Callable[[], dict[str, Tensor]]]:
+        """Start the teacher: the batch as it gets it, and what waits for its maps."""
         if not plans:
-            return batch, {}
+            return batch, dict
+        taps = [plan.teacher.tap for plan in plans]
         with torch.no_grad():
             if self.teacher_images is not None and wants_images(self._source):
                 batch = batch.with_images(self.teacher_images(batch.images))
-            return batch, chosen(self._source.maps(batch), [plan.teacher.tap for plan in plans])
+            started = submitted(self._source, batch)
+
+        def collect() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return chosen(started(), taps)
+
+        return batch, collect
 
     def _zero(self, output: Any, values: Mapping[str, Tensor]) -> Tensor:
         """A zero that depends on what this step leaves out, so that every parameter still gets a gradient.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +64,15 @@ def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> S
 def wants_images(source: TeacherSource) -> bool:
     """Whether a source looks at the images of a batch: one that has stored its maps does not."""
     return bool(getattr(source, "needs_images", True))
+
+
+def submitted(source: TeacherSource, batch: Batch) -> Callable[[], Mapping[str, Tensor]]:
+    """Ask a source for its maps: what is returned gives them, once they are wanted."""
+    submit: Callable[[Batch], Callable[[], Mapping[str, Tensor]]] | None = getattr(source, "submit", None)
+    if submit is not None:
+        return submit(batch)
+    maps = source.maps(batch)
+    return lambda: maps
 
 
 def chosen(maps: Mapping[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class TeacherInput:
         for name in ("std", "student_std"):
             if min(numbers[name]) <= 0:
                 raise ArgumentError(f"TeacherInput: {name} must be positive, got {tuple(numbers[name])}")
-        if self.size is not None and not _is_size(self.size):
+        if self.size is not None and not is_size(self.size):
             raise ArgumentError(
                 "TeacherInput: size must be (height, width), two whole numbers of pixels from 1, or None for the "
                 f"images' own, got {self.size!r}"
@@ -66,7 +66,8 @@ def _numbers(name: str, values: Any) -> list[float]:
     return numbers
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
+    """Whether it is two whole numbers of pixels from 1."""
     return (
         isinstance(size, (tuple, list))
         and len(size) == 2
@@ -95,6 +96,11 @@ class TeacherImages(nn.Module):
                 "and one std per channel"
             )
         images = (images * self.scale + self.shift).to(images.dtype)
-        if self.size is None or tuple(images.shape[2:]) == tuple(self.size):
-            return images
-        return F.interpolate(images, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+        return images if self.size is None else resize(images, self.size)
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `(N, C, H, W)` at another `(height, width)`: bilinear, anti-aliased, corners not aligned."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)

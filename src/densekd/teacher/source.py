@@ -44,6 +44,28 @@ class Batch(NamedTuple):
         return self._replace(kwargs={**self.kwargs, "pixel_values": images})
 
 
+def as_batch(example: Any) -> Batch:
+    """The example as the arguments of a forward pass: a tensor, a tuple of arguments, or a dict of keywords.
+
+    Raises:
+        ArgumentError: none of these, or without images.
+    """
+    if isinstance(example, Tensor):
+        batch = Batch((example,), {})
+    elif isinstance(example, Mapping):
+        batch = Batch((), dict(example))
+    elif isinstance(example, (tuple, list)):
+        batch = Batch(tuple(example), {})
+    else:
+        raise ArgumentError(
+            "example must be a tensor of images, a tuple of positional arguments or a dict of keyword arguments, "
+            f"got a {type(example).__name__}"
+        )
+    if batch.images.shape[0] < 1:
+        raise ArgumentError(f"example holds no image: its shape is {tuple(batch.images.shape)}")
+    return batch
+
+
 @runtime_checkable
 class TeacherSource(Protocol):
     """Anything that gives the teacher's maps: a live network, a cache, a wrapper.

@@ -1,0 +1,135 @@
+"""The number format a teacher is run in."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from densekd.failures import out_of_memory
+from densekd.teacher.engine import Engine
+from densekd.teacher.engine_report import Candidate
+from densekd.teacher.fidelity import MapError
+from densekd.teacher.precision import Precision, convert
+from densekd.teacher.source import Batch
+
+# What a reduced format may cost, and what it must bring.
+LARGEST_ERROR = 0.01
+LARGEST_MIOU_CHANGE = 0.001
+SMALLEST_GAIN = 1.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one engine was found to do."""
+
+    errors: dict[str, MapError]
+    miou: float | None
+
+    @property
+    def finite(self) -> bool:
+        return all(error.finite for error in self.errors.values())
+
+    @property
+    def softened(self) -> float:
+        return max(error.softened for error in self.errors.values())
+
+
+def in_format(engine: Engine, name: str, batch: Batch) -> tuple[Engine, str | None]:
+    """A copy of the engine in a reduced format, and a notice where its weights could not be converted.
+
+    Autocast takes over where the network does not run with converted weights, as when it makes float32 tensors of its
+    own.
+    """
+    reduced = _copy(engine, Precision(name))
+    convert(reduced.network, reduced.precision.dtype)
+    try:
+        reduced.maps(batch)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())[:150]
+        return _copy(engine, Precision(name, autocast=True)), (
+            f"the teacher does not run with its weights in {name} ({type(error).__name__}: {words}); autocast is used"
+        )
+    return reduced, None
+
+
+def _copy(engine: Engine, precision: Precision) -> Engine:
+    # together: the hooks in the network and the reader that reads them share what they write to
+    network, reader = copy.deepcopy((engine.network, engine.reader))
+    return replace(engine, network=network, reader=reader, precision=precision)
+
+
+@dataclass
+class _Tried:
+    engine: Engine
+    measured: Measured
+    seconds: float = math.nan
+
+
+def choose(
+    exact: Engine,
+    batch: Batch,
+    measure: Callable[[Engine], Measured],
+    seconds: Callable[[Sequence[Engine]], list[float]],
+) -> tuple[Engine, str, list[Candidate], list[str]]:
+    """The fastest engine that is true enough: its softened maps err by at most 1%, its mIoU moves by at most 0.1 point
+    where it is known, and it is at least 1.1 times as fast as float32.
+
+    Returns:
+        The engine, why it was taken, what was tried, and notices.
+    """
+    plain = _Tried(exact, measure(exact))
+    tried, notices, failed = [plain], [], []
+    for name in ("bfloat16", "float16") if exact.device.type == "cuda" else ("bfloat16",):
+        try:
+            engine, notice = in_format(exact, name, batch)
+            tried.append(_Tried(engine, measure(engine)))
+        except (RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            words = " ".join(str(error).split())[:150]
+            failed.append(Candidate(name, False, None, None, None, f"does not run: {type(error).__name__}: {words}"))
+            continue
+        notices += [f"{notice}"] if notice else []
+    for candidate, taken in zip(tried, seconds([candidate.engine for candidate in tried]), strict=True):
+        candidate.seconds = taken
+    refused = {id(t): _why_not(t, plain) for t in tried[1:]}
+    able = [t for t in tried if refused.get(id(t)) is None]
+    best = min(able, key=lambda t: t.seconds)
+    listed = [_candidate(t, best, refused.get(id(t))) for t in tried]
+    notices = notices if best.engine.precision.autocast else []
+    return best.engine, _why(best, plain, refused, tried), [*listed, *failed], notices
+
+
+def _why_not(tried: _Tried, plain: _Tried) -> str | None:
+    measured, before = tried.measured, plain.measured.miou
+    if not measured.finite:
+        return "its maps hold NaN or infinite values"
+    if measured.softened > LARGEST_ERROR:
+        return f"its softened maps err by {100 * measured.softened:.2g}%, more than 1%"
+    if measured.miou is not None and before is not None and abs(measured.miou - before) > LARGEST_MIOU_CHANGE:
+        return f"its mIoU moves by {100 * (measured.miou - before):+.2f} points, more than 0.1"
+    if tried.seconds * SMALLEST_GAIN > plain.seconds:
+        return f"it is {plain.seconds / tried.seconds:.2f} times as fast as float32, less than 1.1"
+    return None
+
+
+def _candidate(tried: _Tried, best: _Tried, refused: str | None) -> Candidate:
+    measured, precision = tried.measured, tried.engine.precision
+    verdict = refused or ("taken" if tried is best else "slower than the one taken")
+    softened = measured.softened if measured.finite else None
+    return Candidate(precision.name, precision.autocast, tried.seconds, softened, measured.miou, verdict)
+
+
+def _why(best: _Tried, plain: _Tried, refused: dict[int, str | None], tried: Sequence[_Tried]) -> str:
+    if best is not plain:
+        moved = "" if best.measured.miou is None else ", and its mIoU stays within 0.1 point"
+        return (
+            f"{plain.seconds / best.seconds:.2f} times as fast as float32; its softened maps err by "
+            f"{100 * best.measured.softened:.2g}%{moved}"
+        )
+    others = [f"{t.engine.precision.name}: {refused[id(t)]}" for t in tried if t is not plain]
+    return "; ".join(others) or "no other format runs"

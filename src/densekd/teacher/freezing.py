@@ -1,0 +1,245 @@
+"""`freeze_teacher`: a fast copy of a teacher, compared with the plain one before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densekd.errors import ArgumentError, ModelError
+from densekd.taps import TapReader, dry_run
+from densekd.teacher.choose import LARGEST_ERROR, LARGEST_MIOU_CHANGE, Measured, choose, in_format
+from densekd.teacher.compiled import Compiled
+from densekd.teacher.engine import Engine
+from densekd.teacher.engine_checks import Options, check_network, checked_options, copied
+from densekd.teacher.engine_report import Candidate, EngineReport
+from densekd.teacher.fold import Folded, fold_batchnorm
+from densekd.teacher.frozen import FrozenTeacher
+from densekd.teacher.graph import Graphs
+from densekd.teacher.plain import Plain, plain_teacher, race, told
+from densekd.teacher.precision import channels_last
+from densekd.teacher.rounding import check_rounding
+from densekd.teacher.source import as_batch
+
+
+def freeze_teacher(
+    teacher: nn.Module,
+    *,
+    example: Any,
+    taps: Iterable[str] = ("logits",),
+    fold_batchnorm: bool = True,
+    channels_last: bool = True,
+    dtype: str = "auto",
+    compile: bool = False,
+    cuda_graph: bool | str = "auto",
+    device: torch.device | str | None = None,
+    micro_batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    temperature: float = 4.0,
+    held_out: Iterable[tuple[Tensor, Tensor]] | None = None,
+    num_classes: int | None = None,
+    ignore_index: int = 255,
+) -> FrozenTeacher:
+    """A fast, frozen copy of a teacher, whose error against the plain float32 teacher is measured on the example.
+
+    The teacher itself is left as it is. `Distiller(student, frozen, ...)` takes what comes out in its place.
+
+    Args:
+        teacher: the network.
+        example: images `(N, C, H, W)` as the teacher gets them, best a batch of training; a tuple of positional or a
+            dict of keyword arguments where it takes more.
+        taps: the maps to give: all that the terms name as `teacher`.
+        fold_batchnorm: fold batch normalisations into the layers before them where that is seen to be exact; a tapped,
+            shared or hooked module is left alone.
+        channels_last: store weights and images with the channels last.
+        dtype: "float32", "bfloat16" or "float16"; "auto" takes the fastest whose softened maps err by at most 1% and
+            whose mIoU moves by at most 0.1 point (where `held_out` is given), if it is at least 1.1 times as fast as
+            float32, which it takes else. float16 is tried on CUDA alone.
+        compile: `torch.compile` with frozen weights; needs a C++ compiler.
+        cuda_graph: record the forward pass of each shape (up to 4) as a CUDA graph and replay it; "auto" does so on
+            CUDA where it can be recorded.
+        device: a device of its own, which it keeps; maps come back to the device of the images.
+        micro_batch: images run at once at most.
+        size: `(height, width)` the images are brought to, where the distiller's `TeacherInput` does not do so.
+        temperature: of the softened maps, `softmax(map / temperature)` over positions.
+        held_out: batches `(images, labels)` to compare mIoU on, kept in memory meanwhile; labels `(N, H, W)` in the
+            teacher's classes.
+        num_classes: of the teacher; default: the channels of its class map, 2 for one channel.
+        ignore_index: label of void.
+
+    Raises:
+        ArgumentError, DtypeError: an option, the example or a label that cannot be.
+        TapError: a tap that cannot be read.
+        ModelError: the teacher cannot be copied, fails, or has no values; there is no C++ compiler; the fast copy
+            gives NaN or infinite values, or in float32 differs by more than rounding.
+    """
+    options = checked_options(
+        taps=taps,
+        flags={"fold_batchnorm": fold_batchnorm, "channels_last": channels_last, "compile": compile},
+        dtype=dtype,
+        cuda_graph=cuda_graph,
+        device=device,
+        micro_batch=micro_batch,
+        size=size,
+        temperature=temperature,
+        num_classes=num_classes,
+        ignore_index=ignore_index,
+    )
+    check_network(teacher)
+    batch = as_batch(example)
+    with plain_teacher(teacher, options, batch, _batches(held_out)) as plain:
+        return _Making(plain, options).make(teacher)
+
+
+def _batches(held_out: Any) -> list[tuple[Tensor, Tensor]]:
+    if held_out is None:
+        return []
+    found = []
+    for pair in held_out:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
+            raise ArgumentError(f"held_out: expected batches (images, labels), got a {type(pair).__name__}")
+        images, labels = pair
+        if images.dim() != 4 or labels.dim() != 3 or len(images) != len(labels):
+            raise ArgumentError(
+                "held_out: expected images (N, C, H, W) with labels (N, H, W), got shapes "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        found.append((images, labels))
+    if not found:
+        raise ArgumentError("held_out holds no batch; leave it out where there are no labels")
+    return found
+
+
+@dataclass
+class _Making:
+    """One copy on its way to a `FrozenTeacher`."""
+
+    plain: Plain
+    options: Options
+    folded: Folded = field(default_factory=Folded)
+    notices: list[str] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def make(self, teacher: nn.Module) -> FrozenTeacher:
+        options, plain = self.options, self.plain
+        exact = self._exact(teacher)
+        engine, why = self._in_format(exact)
+        if options.compile:
+            engine.compiled = Compiled()
+        if options.cuda_graph is not False and engine.device.type == "cuda":
+            engine.graphs = Graphs(required=options.cuda_graph is True)
+            for _ in range(2):  # the second run of a shape records it
+                engine.maps(plain.batch)
+            self.notices.extend(engine.graphs.notices)
+            engine.graphs.notices.clear()
+        report = self._report(engine, why)
+        return FrozenTeacher(engine, plain.layouts, plain.class_taps, report, own_device=options.device is not None)
+
+    def _exact(self, teacher: nn.Module) -> Engine:
+        """The float32 copy: tapped, folded, in its memory format, on its device."""
+        options, plain = self.options, self.plain
+        device = options.device or plain.engine.device
+        if options.cuda_graph is True and device.type != "cuda":
+            raise ArgumentError(f"cuda_graph=True needs a CUDA device, the teacher is on {device}; use 'auto' or False")
+        network = copied(teacher).to(device)
+        reader = TapReader(network, options.taps, who="teacher")
+        engine = replace(plain.engine, network=network, reader=reader, device=device)
+        part = next(engine.parts(plain.batch))
+        with told(engine, part), engine.precision.around(device.type):
+            dry_run(reader, network, part.args, part.kwargs)
+            if options.fold_batchnorm:
+                run = lambda: reader.run_raw(network, part.args, part.kwargs)  # noqa: E731
+                self.folded = fold_batchnorm(network, run, reader.hooks)
+        if options.channels_last:
+            channels_last(network)
+            engine.channels_last = True
+        self._check_exact(engine, f"after folding {len(self.folded.folded)} batch normalisations")
+        return engine
+
+    def _check_exact(self, engine: Engine, what: str) -> None:
+        try:
+            errors = self.plain.errors(engine)
+        except (AttributeError, RuntimeError) as error:
+            if not self.folded.folded:
+                raise
+            raise ModelError(
+                f"the teacher does not run once its batch normalisations are folded ({type(error).__name__}: {error}); "
+                "use fold_batchnorm=False"
+            ) from error
+        check_rounding(self.plain, engine, errors, what)
+
+    def _in_format(self, exact: Engine) -> tuple[Engine, str]:
+        name = self.options.dtype
+        if name == "float32":
+            return exact, "asked for"
+        if name != "auto":
+            engine, notice = in_format(exact, name, self.plain.batch)
+            self.notices.extend([notice] if notice else [])
+            return engine, "asked for"
+        engine, why, self.candidates, notices = choose(
+            exact, self.plain.batch, self._measured, lambda engines: race(engines, self.plain.batch)
+        )
+        self.notices.extend(notices)
+        return engine, why
+
+    def _measured(self, engine: Engine) -> Measured:
+        count = self.plain.score(engine)
+        return Measured(self.plain.errors(engine), None if count is None else count.miou)
+
+    def _report(self, engine: Engine, why: str) -> EngineReport:
+        plain, options = self.plain, self.options
+        measured = self._measured(engine)
+        self._judge(engine, measured)
+        seconds_plain, seconds = race([plain.engine, engine], plain.batch)
+        return EngineReport(
+            dtype=engine.precision.name,
+            autocast=engine.precision.autocast,
+            why=why,
+            device=str(engine.device),
+            folded=len(self.folded.folded),
+            left=self.folded.left,
+            channels_last=engine.channels_last,
+            compiled=engine.compiled is not None,
+            cuda_graph=engine.graphs is not None and engine.graphs.recorded > 0,
+            micro_batch=engine.micro_batch,
+            size=engine.size,
+            example=tuple(plain.batch.images.shape),
+            temperature=options.temperature,
+            errors=measured.errors,
+            agreement=plain.agreement(engine),
+            miou_plain=None if plain.counts is None else plain.counts.miou,
+            miou=measured.miou,
+            held_out=0 if plain.counts is None else plain.counts.images,
+            seconds_plain=seconds_plain,
+            seconds=seconds,
+            candidates=tuple(self.candidates),
+            notices=tuple(dict.fromkeys([*plain.notices, *self.notices])),
+        )
+
+    def _judge(self, engine: Engine, measured: Measured) -> None:
+        """Refuse what is wrong; say what is far off."""
+        name = engine.precision.name
+        for tap, error in measured.errors.items():
+            if not error.finite:
+                raise ModelError(
+                    f"the fast teacher's map {tap!r} of the example holds NaN or infinite values in {name}; use "
+                    "dtype='bfloat16', 'float32' or 'auto'"
+                )
+        if name == "float32":
+            check_rounding(self.plain, engine, measured.errors, "compiled," if engine.compiled else "as it is run")
+            return
+        for tap, error in measured.errors.items():
+            if error.softened > LARGEST_ERROR:
+                self.notices.append(
+                    f"in {name} the softened map {tap!r} errs by {100 * error.softened:.2g}%, more than the 1% that "
+                    "dtype='auto' allows"
+                )
+        before = None if self.plain.counts is None else self.plain.counts.miou
+        if measured.miou is not None and before is not None and abs(measured.miou - before) > LARGEST_MIOU_CHANGE:
+            self.notices.append(
+                f"in {name} mIoU moves by {100 * (measured.miou - before):+.2f} points on the held-out images, more "
+                "than the 0.1 that dtype='auto' allows"
+            )
