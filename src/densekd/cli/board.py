@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.progress import Progress, TaskID
 
+from densekd.cli.asking import asked
 from densekd.cli.guard import complain
 from densekd.cli.show import bars
 from densekd.cli.waiting import Waiting
@@ -114,6 +115,12 @@ class _Row(Quiet):
 
     def checking(self, done: int, total: int) -> None:
         self.count("checking files", done, total)
+
+    def caching(self, done: int, views: int) -> None:
+        self.count("storing the teacher's maps", done, views)
+
+    def confirm(self, question: str) -> bool | None:
+        return asked(question, self._bars)
 
     def examining(self, done: int, images: int) -> None:
         self.count("examining the teacher", done, images)

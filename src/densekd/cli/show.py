@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from densekd.cli.asking import asked
 from densekd.cli.guard import complain
 from densekd.cli.waiting import Waiting
 
@@ -70,10 +71,10 @@ def bars() -> Progress | None:
 
 
 class Watch:
-    """Progress of a run on stderr; the shape of `densekd.runs.execute.Quiet`."""
+    """Progress of a run on stderr; the shape of `densekd.runs.execute.Quiet`. With `yes` no question is asked."""
 
-    def __init__(self, label: str = "") -> None:
-        self.label = label
+    def __init__(self, label: str = "", *, yes: bool = False) -> None:
+        self.label, self.yes = label, yes
         self._bar = bars()
         self._tasks: dict[str, TaskID] = {}
         self._last = 0.0
@@ -149,6 +150,12 @@ class Watch:
 
     def checking(self, done: int, total: int) -> None:
         self._advance("checking files", done, total)
+
+    def caching(self, done: int, views: int) -> None:
+        self.counting("storing the teacher's maps", done, views)
+
+    def confirm(self, question: str) -> bool | None:
+        return True if self.yes else asked(question, self._bar)
 
     def examining(self, done: int, images: int) -> None:
         self._advance("examining the teacher", done, images)

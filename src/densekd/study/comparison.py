@@ -13,9 +13,10 @@ import torch
 from densekd import files
 from densekd.config import Recipe
 from densekd.errors import RunError
-from densekd.records import Budget, StudyFailure, StudyPlan, StudyTeacher, dump
+from densekd.records import Budget, CacheRecord, StudyFailure, StudyPlan, StudyTeacher, dump
 from densekd.runs import Run
 from densekd.runs.lock import claimed
+from densekd.study.cache import shared_maps, shared_words
 from densekd.study.check import Opened, lengths, lengths_of, open_study, require_ready
 from densekd.study.machine import Share
 from densekd.study.methods import Method
@@ -27,6 +28,16 @@ from densekd.study.result import Study
 from densekd.study.tasks import OUTPUT, Task, left_aside, plan_tasks, require_same, require_unclaimed
 from densekd.study.teacher import score_teacher
 from densekd.training.signals import Interrupted
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is known before the first run."""
+
+    teacher: StudyTeacher
+    cache: CacheRecord | None
+    plan: StudyPlan
+    tasks: list[Task]
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Comparison:
         self._require_budget(before, tasks)
         self._say(require_same(tasks, self.force))
         self._check(opened, tasks)
+        shared_maps(opened, self.methods, build=False, watch=self.watch.run("cache"))
         return [task.name for task in tasks if task.action != "keep"]
 
     def go(self, command: str = "") -> Study:
@@ -72,18 +84,18 @@ class Comparison:
         self.folder.mkdir(parents=True, exist_ok=True)
         with claimed(self.folder):
             try:
-                teacher, plan, tasks = self._ready()
+                ready = self._ready()
             except BaseException:
                 with suppress(OSError):
                     self.folder.rmdir()  # as it was: only an empty one goes
                 raise
             _release_memory()
-            outcomes = self._run(tasks)
-            study = self._summed_up(tasks, outcomes, teacher, plan, command)
+            outcomes = self._run(ready.tasks)
+            study = self._summed_up(ready, outcomes, command)
             study.write()
         return study
 
-    def _ready(self) -> tuple[StudyTeacher, StudyPlan, list[Task]]:
+    def _ready(self) -> _Ready:
         """Everything before the first run."""
         opened, steps = self._open()
         before = read_plan(self.folder)
@@ -95,13 +107,16 @@ class Comparison:
         self._check(opened, tasks)
         teacher = score_teacher(opened, self.folder, self.watch.run("teacher"))
         self.watch.said(_teacher_words(teacher))
+        taught = any(task.method.terms and task.action != "keep" for task in tasks)
+        # Before anything is timed: a step that reads stored maps is another one than a step with a teacher.
+        cache = shared_maps(opened, self.methods, build=taught, watch=self.watch.run("cache"))
         plan = self._plan(before, steps)
         tasks = self._tasks(plan, opened)
         # A budget of seconds may have left a costly method less than its warm-up.
         todo = [(task.method, task.recipe) for task in tasks if task.action != "keep"]
         lengths_of(todo, len(opened.parts.data.train))
         self._say(require_same(tasks, self.force))
-        return teacher, plan, tasks
+        return _Ready(teacher, cache, plan, tasks)
 
     def _open(self) -> tuple[Opened, dict[str, int]]:
         distilled = next(method for method in self.methods if method.terms)
@@ -193,15 +208,13 @@ class Comparison:
 
     def _summed_up(
         self,
-        tasks: Sequence[Task],
+        ready: _Ready,
         outcomes: Mapping[str, Outcome],
-        teacher: StudyTeacher,
-        plan: StudyPlan,
         command: str,
     ) -> Study:
         runs: dict[str, dict[int, Run]] = {method.name: {} for method in self.methods}
         failures: dict[str, list[StudyFailure]] = {method.name: [] for method in self.methods}
-        for task in tasks:
+        for task in ready.tasks:
             outcome = outcomes.get(task.name)
             if outcome is None or outcome.status == "done":
                 runs[task.method.name][task.seed] = Run.load(task.path)
@@ -215,11 +228,12 @@ class Comparison:
             {name: {seed: run.record for seed, run in made.items()} for name, made in runs.items()},
             failures,
             data=self.base.data.model_dump(mode="json"),
-            teacher=teacher,
-            plan=plan,
+            teacher=ready.teacher,
+            plan=ready.plan,
             command=command,
         )
-        record = record.model_copy(update={"notices": [*record.notices, *left_aside(tasks, self.folder)]})
+        notices = [*record.notices, *shared_words(ready.cache), *left_aside(ready.tasks, self.folder)]
+        record = record.model_copy(update={"notices": notices, "cache": ready.cache})
         self._say(record.notices)
         return Study(self.folder, record, runs)
 

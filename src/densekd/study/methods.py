@@ -48,11 +48,20 @@ class Method:
         }
         if not self.terms:
             changes["teacher"] = None
+            changes |= _same_views(base)
         if steps is not None:
             changes |= {"train.steps": steps, "train.epochs": None}
         if threads is not None:
             changes["runtime.threads"] = threads
         return resolve(base, seed, changes)
+
+
+def _same_views(base: Recipe) -> dict[str, object]:
+    """What gives the student alone the views that the others see with stored maps: the terms alone shall differ."""
+    cache = base.distill.cache
+    if cache is None:
+        return {}
+    return {"distill.cache": None, "train.views": {"count": cache.views, "seed": cache.seed}}
 
 
 ALONE = Method(NONE)

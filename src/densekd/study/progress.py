@@ -74,6 +74,9 @@ class Relay(Quiet):
     def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
         self._tell("evaluated", taken, dump(scores), best)
 
+    def caching(self, done: int, views: int) -> None:
+        self._count("caching", done, views)
+
     def said(self, line: str) -> None:
         self._tell("said", line)
 

@@ -40,9 +40,11 @@ class Task:
 
 
 def comparable(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: its name, its threads, and what `compare` alone reads."""
+    """The recipe without what changes no run: name, threads, place of stored maps, and what `compare` alone reads."""
     plain = recipe.model_dump(mode="json")
     plain["runtime"]["threads"] = None
+    if plain["distill"]["cache"] is not None:
+        plain["distill"]["cache"] |= {"root": "cache", "ask": True}
     return Recipe.model_validate({**plain, "name": "run", "compare": {}})
 
 
@@ -93,7 +95,8 @@ def _task(name: str, method: Method, seed: int, path: Path, recipe: Recipe, teac
         return Task(name, method, seed, path, recipe, "again", tuple(differs))
     if record is not None and record.status == "done":
         return Task(name, method, seed, path, saved, "keep")
-    return Task(name, method, seed, path, saved, "resume")
+    # Where stored maps lie now, and whether to ask, is no part of the run.
+    return Task(name, method, seed, path, saved.model_copy(update={"distill": recipe.distill}), "resume")
 
 
 def _other_run(record: RunRecord | None, method: Method, teacher: str) -> list[str]:

@@ -1,0 +1,78 @@
+"""The one set of stored maps that all runs of a study read: made before the first of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+from densekd.records import CacheRecord
+from densekd.runs import words
+from densekd.runs.assemble import build_distiller
+from densekd.runs.cache import Stored, Wish, stored_maps
+from densekd.runs.progress import Quiet
+from densekd.study.check import Opened
+from densekd.study.methods import Method
+from densekd.training.specs import TermSpec
+
+
+def tapping(methods: Sequence[Method]) -> tuple[TermSpec, ...]:
+    """A term for each tap of the teacher that any of the methods reads."""
+    first: dict[str, TermSpec] = {}
+    for method in methods:
+        for term in method.terms:
+            first.setdefault(term.teacher, term)
+    return tuple(term.model_copy(update={"name": f"tap {place}"}) for place, term in enumerate(first.values()))
+
+
+def shared_maps(opened: Opened, methods: Sequence[Method], *, build: bool, watch: Quiet) -> CacheRecord | None:
+    """The set with the maps of all methods.
+
+    Args:
+        opened: data and networks of the study; they stay as they are.
+        methods: all of the study's.
+        build: build the set where it is missing, if somebody says yes; else say only what that would cost.
+        watch: watches the build, may be asked, and is told.
+
+    Returns:
+        For the record; None where the recipe asks for none, or the set is not there and not to be built.
+
+    Raises:
+        DensekdError: as `densekd.runs.cache.stored_maps`.
+    """
+    if opened.parts.recipe.distill.cache is None:
+        return None
+    recipe = opened.parts.recipe.model_copy(update={"terms": tapping(methods)})
+    parts = replace(opened.parts, recipe=recipe, student=copy.deepcopy(opened.parts.student), notices=[])
+    distiller = build_distiller(parts, opened.teacher)
+    try:
+        if build:
+            return _recorded(stored_maps(parts, distiller, opened.sha256, progress=watch, say=watch.said))
+        wish = Wish.of(parts, distiller, opened.sha256)
+        found = wish.found(watch.said)
+        if found is not None:
+            return _recorded(found)
+        cost = wish.estimate()
+        watch.said(f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}"))
+        return None
+    finally:
+        distiller.close()
+
+
+def _recorded(stored: Stored) -> CacheRecord:
+    try:
+        return stored.record()
+    finally:
+        stored.reader.close()
+
+
+def shared_words(record: CacheRecord | None) -> list[str]:
+    """What a reader of the study should know of it."""
+    if record is None:
+        return []
+    return [
+        f"the teacher's maps were stored once, in {words.duration(record.build_seconds)}, and read by every run: that "
+        "time is in no run's seconds",
+        f"every run sees the same {record.views} views of each training image again and again, the student alone too "
+        "(train.views): what new views in every epoch give is not in these scores",
+    ]
