@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError, CacheError, DtypeError, ShapeError, nearest
-from densekd.teacher_cache.encoding import dequantised, unpack_bfloat16, unpack_int8
 from densekd.teacher_cache.header import BUILD, Header, how_to_mend, read_header, require_same
 from densekd.teacher_cache.key import CacheKey
 from densekd.teacher_cache.segment import Segment, damages, open_segment, segments_in
+from densekd.teacher_cache.stored import Stored
 from densekd.teacher_cache.summary import WHOLE, Summary, place, read_whole, summarise
 
 Watch = Callable[[int, int], None]
@@ -84,12 +85,49 @@ class MapReader:
             ArgumentError: a sample that is not in the set, or a tap that is not.
             CacheError: a map is damaged; names file, view and index.
         """
-        return {tap: stored.unpacked() for tap, stored in self.read_stored(samples, taps).items()}
+        return {tap: stored.unpacked() for tap, stored in self.read_stored(samples, taps)().items()}
 
-    def read_stored(self, samples: Tensor, taps: Sequence[str] | None = None) -> dict[str, Stored]:
-        """As `read`, in the numbers that are stored: half or a quarter of the bytes to move to a device."""
-        places = self._places(samples)
-        return {tap: self._read_tap(places, tap) for tap in self._chosen(taps)}
+    def read_stored(
+        self,
+        samples: Tensor,
+        taps: Sequence[str] | None = None,
+        *,
+        pool: Executor | None = None,
+        pinned: bool = False,
+    ) -> Callable[[], dict[str, Stored]]:
+        """Start to read as `read` does; the call that is returned waits, and gives the numbers that are stored.
+
+        Args:
+            pool: threads that read a sample each; None reads before it returns.
+            pinned: into memory that a CUDA device reads by itself.
+        """
+        places, chosen = self._places(samples), self._chosen(taps)
+        encoding, shapes = self.header.encoding, self.header.taps
+        made = {tap: Stored.empty(encoding, len(places), shapes[tap], pinned=pinned) for tap in chosen}
+        if pool is None:
+            for row, at in enumerate(places):
+                self._fill(made, row, int(at))
+            return lambda: made
+        running = [pool.submit(self._fill, made, row, int(at)) for row, at in enumerate(places)]
+
+        def wait() -> dict[str, Stored]:
+            for one in running:
+                one.result()
+            return made
+
+        return wait
+
+    def _fill(self, made: dict[str, Stored], row: int, at: int) -> None:
+        number, entry = (int(part) for part in self._where[at])
+        segment, taps = self._segments[number], list(self.header.taps)
+        for tap, stored in made.items():
+            try:
+                stored.fill(row, segment.stored(entry, taps.index(tap)))
+            except ValueError as error:
+                view, index = divmod(at, self.header.images)
+                raise CacheError(
+                    f"{segment.path}: view {view} of image {index}, tap {tap!r}: {error}; {how_to_mend(self.folder)}"
+                ) from None
 
     def _chosen(self, taps: Sequence[str] | None) -> Sequence[str]:
         for tap in taps or ():
@@ -99,26 +137,6 @@ class MapReader:
                     f"{', '.join(self.header.taps)}"
                 )
         return list(self.header.taps) if taps is None else taps
-
-    def _read_tap(self, places: npt.NDArray[np.int64], tap: str) -> Stored:
-        number, shape = list(self.header.taps).index(tap), self.header.taps[tap]
-        count, size = len(places), shape[0] * shape[1] * shape[2]
-        made = Stored.empty(self.header.encoding == "int8", count, shape)
-        values = made.values.view(torch.uint8 if made.scales is not None else torch.int16).numpy().reshape(count, size)
-        for row, at in enumerate(places):
-            segment = self._segments[self._where[at, 0]]
-            data = segment.stored(int(self._where[at, 1]), number)
-            try:
-                if made.scales is None:
-                    unpack_bfloat16(data, values[row].view(np.uint16))
-                else:
-                    unpack_int8(data, values[row], made.scales[row].numpy())
-            except ValueError as error:
-                view, index = divmod(int(at), self.header.images)
-                raise CacheError(
-                    f"{segment.path}: view {view} of image {index}, tap {tap!r}: {error}; {how_to_mend(self.folder)}"
-                ) from None
-        return made
 
     def _places(self, samples: Any) -> npt.NDArray[np.int64]:
         if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.dtype == torch.bool:
@@ -185,31 +203,6 @@ class MapReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Stored:
-    """Maps `(N, C, H, W)` in the numbers that are stored: bfloat16, or steps with `scales` `(N, 2, C)`."""
-
-    def __init__(self, values: Tensor, scales: Tensor | None) -> None:
-        self.values, self.scales = values, scales
-
-    @classmethod
-    def empty(cls, steps: bool, count: int, shape: tuple[int, int, int]) -> Stored:
-        values = torch.empty((count, *shape), dtype=torch.uint8 if steps else torch.bfloat16)
-        return cls(values, torch.empty(count, 2, shape[0]) if steps else None)
-
-    def to(self, device: torch.device) -> Stored:
-        """The same on a device."""
-        if device.type == "cpu":
-            return self
-        return Stored(self.values.to(device), None if self.scales is None else self.scales.to(device))
-
-    def unpacked(self) -> Tensor:
-        """float32, on the same device."""
-        if self.scales is None:
-            return self.values.float()
-        lo, step = (self.scales[:, row, :, None, None] for row in (0, 1))
-        return dequantised(self.values, lo, step)
 
 
 def _not_whole(folder: Path, header: Header) -> str:

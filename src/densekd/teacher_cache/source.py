@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densekd.errors import ArgumentError, CacheError, ShapeError
 from densekd.teacher import Batch
-from densekd.teacher_cache.reader import MapReader, Stored
+from densekd.teacher_cache.reader import MapReader
 
 
 class CachedTeacher:
@@ -24,6 +24,7 @@ class CachedTeacher:
     Args:
         reader: the set. `close()` of this source closes it.
         taps: those to read, default all of the set; what a term does not ask for is better left out.
+        threads: that read; default half of the CPU's cores, 8 at most.
 
     Raises:
         ArgumentError: a tap that is not stored.
@@ -32,10 +33,11 @@ class CachedTeacher:
     needs_images = False
     nchw = True
 
-    def __init__(self, reader: MapReader, taps: Sequence[str] | None = None) -> None:
+    def __init__(self, reader: MapReader, taps: Sequence[str] | None = None, *, threads: int | None = None) -> None:
         self.reader = reader
         self.taps = tuple(reader.header.taps if taps is None else taps)
         reader.read(torch.zeros(0, 2, dtype=torch.int64), self.taps)
+        self._readers = _some_threads() if threads is None else threads
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
 
@@ -52,14 +54,18 @@ class CachedTeacher:
             ShapeError: another number of samples than images; images of another size than those of the set.
             CacheError: a map is damaged.
         """
-        device = self._check(batch)
-        return _unpacked(self.reader.read_stored(_samples(batch), self.taps), device)
+        return self.submit(batch)()
 
     def submit(self, batch: Batch) -> Callable[[], dict[str, Tensor]]:
-        """Start reading in another thread; the call that is returned waits for it and gives the maps."""
+        """Start reading in other threads; the call that is returned waits for them and gives the maps.
+
+        Raises:
+            As `maps`; a damaged map when it is waited for.
+        """
         device = self._check(batch)
-        running = self._threads().submit(self.reader.read_stored, _samples(batch), self.taps)
-        return lambda: _unpacked(running.result(), device)
+        pinned = device.type == "cuda"
+        wait = self.reader.read_stored(_samples(batch), self.taps, pool=self._threads(), pinned=pinned)
+        return lambda: {tap: stored.to(device).unpacked() for tap, stored in wait().items()}
 
     def example(self, batch: Batch) -> dict[str, Tensor]:
         """Maps for a dry run: those of the batch's samples, or without any the set's first sample for every image.
@@ -110,7 +116,7 @@ class CachedTeacher:
     def _threads(self) -> ThreadPoolExecutor:
         # Threads do not come along when a process is forked.
         if self._pool is None or self._process != os.getpid():
-            self._pool, self._process = ThreadPoolExecutor(2, "densekd-maps"), os.getpid()
+            self._pool, self._process = ThreadPoolExecutor(self._readers, "densekd-maps"), os.getpid()
         return self._pool
 
     def close(self) -> None:
@@ -121,7 +127,12 @@ class CachedTeacher:
         self.reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"reader": self.reader, "taps": self.taps, "_pool": None, "_process": 0}
+        return {**vars(self), "_pool": None, "_process": 0}
+
+
+def _some_threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // 2))
 
 
 def _samples(batch: Batch) -> Tensor:
@@ -131,7 +142,3 @@ def _samples(batch: Batch) -> Tensor:
             "samples=samples) with an int64 tensor (N, 2), (view, index) of each image"
         )
     return batch.samples
-
-
-def _unpacked(stored: dict[str, Stored], device: torch.device) -> dict[str, Tensor]:
-    return {tap: one.to(device).unpacked() for tap, one in stored.items()}

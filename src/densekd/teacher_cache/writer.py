@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from densekd import files
-from densekd.errors import ArgumentError, CacheError, DtypeError, NonFiniteError, ResourceError, ShapeError, nearest
-from densekd.teacher_cache.claim import claim, is_lock
+from densekd.errors import ArgumentError, DtypeError, NonFiniteError, ResourceError, ShapeError, nearest
+from densekd.teacher_cache.claim import claim
 from densekd.teacher_cache.encoding import BeyondError, Encoding, encode, softened_error
-from densekd.teacher_cache.header import HEADER, Header, check_header, read_header, require_same, write_header
+from densekd.teacher_cache.folder import agree, drop_outdated_mark, not_written, open_segments, prepare
+from densekd.teacher_cache.header import Header, check_header
 from densekd.teacher_cache.key import CacheKey
-from densekd.teacher_cache.segment import SUFFIX, Segment, SegmentWriter, open_segment, segments_in
+from densekd.teacher_cache.segment import SUFFIX, SegmentWriter
 from densekd.teacher_cache.summary import WHOLE, Summary, place, read_whole, summarise, write_whole
 
 
@@ -44,6 +45,10 @@ class MapWriter:
         rank, world: which of how many processes this is.
         class_taps: those of the taps that are the class map; default: `logits` and `output`.
         image_size: `(height, width)` of the images, for a clear error when others are asked about.
+
+    Attributes:
+        header: what the set holds.
+        notices: what was found in the folder that the user should know.
 
     Raises:
         ArgumentError: values that no set can have.
@@ -81,30 +86,27 @@ class MapWriter:
         self._open: SegmentWriter | None = None
         self._begun = 0.0
         try:
-            _prepare(self.folder)
+            prepare(self.folder)
             self._claim = claim(self.folder, rank, world)
         except OSError as error:
-            raise _full(self.folder, error) from None
+            raise not_written(self.folder, error) from None
         try:
             self._enter()
         except OSError as error:
             self._claim.close()
-            raise _full(self.folder, error) from None
+            raise not_written(self.folder, error) from None
         except BaseException:
             self._claim.close()
             raise
 
     def _enter(self) -> None:
-        _agree(self.folder, self.header)
+        agree(self.folder, self.header)
         # Ranks of an earlier launch may have left more; `finish` sweeps all, when nobody writes any more.
         for left in self.folder.glob(f".{self._prefix}*"):
             if files.is_temporary(left.name):
                 left.unlink(missing_ok=True)
-        stored = _segments(self.folder, self.header)
-        whole = (self.folder / WHOLE).exists()
-        if whole and not summarise(self.header, stored).whole:
-            # Somebody removed a damaged file, as its error says: what was in it is made again.
-            (self.folder / WHOLE).unlink(missing_ok=True)
+        stored = open_segments(self.folder, self.header)
+        self.notices = drop_outdated_mark(self.folder, stored)
         self._stored = np.zeros(self.header.samples, bool)
         for segment in stored:
             views, indices = (segment.index[name].astype(np.int64) for name in ("view", "index"))
@@ -146,7 +148,7 @@ class MapWriter:
             self._open.add(view, index, fingerprint, encoded)
         except OSError as error:
             self._rescue()
-            raise _full(self.folder, error) from None
+            raise not_written(self.folder, error) from None
         self._stored[at] = True
         if self._open.size >= self._commit_bytes:
             self.commit()
@@ -213,7 +215,7 @@ class MapWriter:
             self._open.finish()
         except OSError as error:
             self._forget()
-            raise _full(self.folder, error) from None
+            raise not_written(self.folder, error) from None
         except BaseException:  # Ctrl-C, in the middle of it
             self._forget()
             raise
@@ -242,16 +244,16 @@ class MapWriter:
         """
         self.commit()
         if (self.folder / WHOLE).exists():
-            return read_whole(self.folder).summary
-        segments = _segments(self.folder, self.header)
+            return replace(read_whole(self.folder).summary, notices=tuple(self.notices))
+        segments = open_segments(self.folder, self.header)
         try:
-            summary = summarise(self.header, segments)
+            summary = summarise(self.header, segments, self.notices)
             if summary.whole:
                 files.sweep_temporaries(self.folder)
                 write_whole(self.folder, self.header, summary, segments)
             return summary
         except OSError as error:
-            raise _full(self.folder, error) from None
+            raise not_written(self.folder, error) from None
         finally:
             for segment in segments:
                 segment.close()
@@ -270,42 +272,3 @@ class MapWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, or see that it is a set's."""
-    if folder.exists() and not folder.is_dir():
-        raise CacheError(f"{folder}: a file; expected the folder of a set")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / HEADER).exists():
-        return
-    # Segments without a header: it was damaged and has been removed, as its error says.
-    strange = sorted(entry.name for entry in folder.iterdir() if not _is_own(entry.name))
-    # Another rank may have written the header since.
-    if strange and not (folder / HEADER).exists():
-        raise CacheError(
-            f"{folder}: holds files that are not a set's ({', '.join(strange[:5])}); choose another distill.cache.root"
-        )
-
-
-def _is_own(name: str) -> bool:
-    own = name == WHOLE or (name.startswith("rank") and name.endswith(SUFFIX))
-    return own or is_lock(name) or files.is_temporary(name)
-
-
-def _agree(folder: Path, header: Header) -> None:
-    if not (folder / HEADER).exists():
-        write_header(folder, header)
-    require_same(folder, read_header(folder), header)
-
-
-def _segments(folder: Path, header: Header) -> list[Segment]:
-    return [open_segment(path, header) for path in segments_in(folder)]
-
-
-def _full(folder: Path, error: OSError) -> ResourceError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{folder}: cannot be written: {error.strerror or error}; what was committed is kept")
-    return ResourceError(
-        f"{folder}: the disk is full; what was committed is kept: make room, and give the same command again"
-    )
