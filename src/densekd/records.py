@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from densekd import host_memory
+
 Status = Literal["running", "done", "failed", "interrupted"]
 
 
@@ -306,7 +308,7 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions, machine and commit, for a record."""
+    """Versions, machine, how large tensors get their memory, and commit, for a record."""
     found: dict[str, str] = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -318,6 +320,7 @@ def environment() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    found |= host_memory.in_words()
     found["commit"] = commit()
     found["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
     return found

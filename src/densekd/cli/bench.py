@@ -23,7 +23,10 @@ app = typer.Typer(help="Measure on this machine: a table and a record.")
 
 @app.callback()
 def _root() -> None:
-    """Benchmarks by name."""
+    """Benchmarks by name; tensors get their memory as in a run that says nothing of it."""
+    from densekd import host_memory
+
+    host_memory.ask(host_memory.DEFAULTS)
 
 
 @app.command("loss")

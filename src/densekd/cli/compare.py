@@ -12,7 +12,7 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import table
-from densekd.cli.training import Json, Overrides, QuietFlag, RecipeArgument, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, RecipeArgument, loaded
 
 if TYPE_CHECKING:
     from densekd.study import Silent, Study
@@ -70,7 +70,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on one student: same start, data order and schedule; gains paired by seed, with their cost."""
-    from densekd.config import load_recipe
     from densekd.records import dump
     from densekd.study import prepare
 
@@ -80,7 +79,7 @@ def compare(
     words += [] if jobs == 1 else ["--jobs", str(jobs)]
     with board(quiet) as watch:
         comparison = prepare(
-            load_recipe(recipe, dotted(overrides)),
+            loaded(recipe, overrides),
             methods=labels,
             seeds=parse_seeds(seeds),
             budget=budget,

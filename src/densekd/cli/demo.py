@@ -13,7 +13,7 @@ import typer
 from densekd.cli.compare import board, parse_seeds
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import table
-from densekd.cli.training import Json, Overrides, QuietFlag, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, dotted, loaded
 
 
 @guarded
@@ -31,6 +31,7 @@ def demo(
     from densekd.study import class_rows, size_rows
 
     chosen = parse_seeds(seeds)
+    loaded("demo", overrides)  # its memory is asked for before there is a tensor
     begin = time.monotonic()
     with board(quiet) as watch:
         result = run_demo(out, seeds=chosen, force=force, overrides=dotted(overrides), progress=watch)

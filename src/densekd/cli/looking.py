@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, dotted
+
+if TYPE_CHECKING:
+    from densekd.runs import Run
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
@@ -31,6 +34,7 @@ def evaluate(
     from densekd.runs.score import score_run
 
     opened, changed = Run.load(run), dotted(overrides)
+    _ask_for_memory(opened)
     with Watch() as watch:
         scores = score_run(opened, split, changed, None if quiet else watch.counting)
     used = load_recipe(opened.path / "recipe.yaml", changed).evaluation
@@ -86,6 +90,7 @@ def predict(
     from densekd.runs import Run
 
     opened = Run.load(run)
+    _ask_for_memory(opened)
     changes = [text for text in inputs if _OVERRIDE.match(text) and not Path(text).exists()]
     with Watch() as watch:
 
@@ -114,6 +119,12 @@ def predict(
     table([one.row() for one in made], as_json=as_json)
     if not quiet:
         complain(f"{len(made)} images: {_written(submission, overlays)} in {out}")
+
+
+def _ask_for_memory(run: Run) -> None:
+    from densekd import host_memory
+
+    host_memory.ask(run.recipe.runtime)
 
 
 def _written(submission: str | None, overlays: bool | None) -> str:

@@ -15,6 +15,7 @@ from densekd.cli.recipe_rows import published_beside
 from densekd.cli.show import Watch, table
 
 if TYPE_CHECKING:
+    from densekd.config import Recipe
     from densekd.runs import Run
     from densekd.runs.assemble import Parts
     from densekd.runs.execution import Kind
@@ -38,6 +39,16 @@ def dotted(overrides: list[str] | None) -> dict[str, Any]:
     from densekd.config import parse_override
 
     return dict(parse_override(text) for text in overrides or [])
+
+
+def loaded(recipe: str, overrides: list[str] | None, seed: int | None = None) -> Recipe:
+    """The recipe; memory is asked for as its `runtime` says, before there is a tensor."""
+    from densekd import host_memory
+    from densekd.config import load_recipe
+
+    resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
+    host_memory.ask(resolved.runtime)
+    return resolved
 
 
 @guarded
@@ -91,15 +102,13 @@ def _train_or_distill(
     as_json: bool,
 ) -> None:
     from densekd import runs
-    from densekd.config import load_recipe
     from densekd.runs.execute import dry_run as check
     from densekd.runs.execute import folder_of
     from densekd.runs.ranks import joined
     from densekd.training.signals import Interrupted
 
     with joined() as ranks:
-        seeds = {} if seed is None else {"seed": seed}
-        resolved = ranks.agreed("the recipe", lambda: load_recipe(recipe, {**dotted(overrides), **seeds}))
+        resolved = ranks.agreed("the recipe", lambda: loaded(recipe, overrides, seed))
         folder = folder_of(recipe, resolved, out, again=resume or force)
         quiet = quiet or not ranks.first
         if dry_run:
@@ -183,14 +192,14 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check a distillation before it runs: taps, terms, gradients, the teacher's score, time, memory, disk."""
-    from densekd.config import load_recipe
+    from densekd import host_memory
     from densekd.runs.asked_teacher import require_teacher
     from densekd.runs.assemble import assemble, build_distiller, build_teacher
     from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
     from densekd.runs.rehearsal import rehearse
 
-    resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
+    resolved = loaded(recipe, overrides, seed)
     require_teacher(resolved)
     folder = out if out is not None else Path("runs") / resolved.name
     with _watching(quiet) as watch:
@@ -201,7 +210,7 @@ def doctor(
         distiller = build_distiller(parts, teacher)
         readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)
     if not quiet:
-        for notice in [*parts.notices, *readiness.notices]:
+        for notice in [*parts.notices, *host_memory.notices(resolved.runtime), *readiness.notices]:
             complain(notice)
     if as_json:
         sys.stdout.write(json.dumps(readiness.as_dict(), indent=2) + "\n")

@@ -13,7 +13,7 @@ import typer
 from densekd.cli.compare import board, parse_seeds
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import table
-from densekd.cli.training import Json, Overrides, QuietFlag, RecipeArgument, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, RecipeArgument, loaded
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -52,7 +52,6 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Sweep weight and temperature the same way for all methods, never on the validation set; write a recipe."""
-    from densekd.config import load_recipe
     from densekd.records import dump
     from densekd.tuning import tune as sweep
 
@@ -64,7 +63,7 @@ def tune(
     words += [] if group is None else ["--group", group]
     with board(quiet) as watch:
         tuned = sweep(
-            load_recipe(recipe, dotted(overrides)),
+            loaded(recipe, overrides),
             methods=None if methods is None else methods.split(","),
             factors=_numbers("--factors", factors),
             temperatures=_numbers("--temperatures", temperatures),

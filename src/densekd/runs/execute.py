@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densekd import host_memory
 from densekd.config import Recipe, load_recipe, recipe_digest
 from densekd.errors import RunError
 from densekd.records import RunRecord, dump
@@ -18,6 +19,7 @@ from densekd.runs.claim import Claim
 from densekd.runs.engine import require_plain_launch
 from densekd.runs.execution import Execution, Kind, method_of
 from densekd.runs.folder import Run, require_writable
+from densekd.runs.fused import settle_fused
 from densekd.runs.images import images_of, require_same_images
 from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
@@ -148,8 +150,8 @@ def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bo
         def checked() -> Parts:
             parts = _parts(kind, claim, before, progress, ranks)
             total_steps(recipe, len(parts.data.train), parts.share.images)
-            if kind == "distill":
-                build_distiller(parts, build_teacher(parts))
+            distiller = build_distiller(parts, build_teacher(parts)) if kind == "distill" else None
+            parts.last = settle_fused(parts, distiller)
             return parts
 
         return ranks.agreed("the checks", checked)
@@ -194,5 +196,6 @@ def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet, 
         )
     if before is not None and before.status != "done":
         require_same_images(claim.folder, before, images_of(parts.data))
+    parts.notices.extend(host_memory.notices(recipe.runtime))
     rehearse(parts)
     return parts

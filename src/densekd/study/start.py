@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from densekd import host_memory
 from densekd.config import Recipe
 from densekd.errors import CheckpointError, ConfigError, RunError, nearest
 from densekd.launch import require_one_process
@@ -110,6 +112,8 @@ def prepare(
     runs = len(chosen) * len(asked_seeds)
     share = share_out(jobs, cores=cpus(), gpus=gpus, runs=runs, asked_threads=base.runtime.threads)
     watch = progress or Silent()
+    memory = host_memory.for_child(base.runtime)
+    share = replace(share, places=tuple({**place, **memory} for place in share.places))
     for line in (*added, *share.told):
         watch.said(line)
     return Comparison(base, chosen, asked_seeds, folder, _budget(budget), share, force, watch)

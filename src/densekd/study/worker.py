@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from densekd import host_memory
+from densekd.config import load_recipe
 from densekd.failures import explained
 from densekd.runs import distill, train
 from densekd.study.calibration import time_methods
@@ -31,8 +33,10 @@ from densekd.training.signals import Interrupted
 def run(request: Mapping[str, Any], send: Send) -> None:
     """Train one run."""
     call = train if request["kind"] == "train" else distill
+    recipe = load_recipe(request["recipe"])
+    host_memory.ask(recipe.runtime)
     call(
-        request["recipe"],
+        recipe,
         out=request["out"],
         resume=request["resume"],
         force=request["force"],
@@ -42,6 +46,7 @@ def run(request: Mapping[str, Any], send: Send) -> None:
 
 def calibrate(request: Mapping[str, Any], send: Send) -> None:
     """Time a few steps of several methods."""
+    host_memory.ask(load_recipe(request["methods"][0]["recipe"]).runtime)
     found = time_methods(request["methods"], Path(request["folder"]), Relay(send))
     send({"samples": found})
 

@@ -151,6 +151,16 @@ class RuntimeSpec(Spec):
     workers: int = Field(default=0, ge=0, description="processes that load data; 0: the main process")
     threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null: torch's own choice")
     channels_last: bool = Field(default=True, description="memory layout of student, teacher and images")
+    keep_memory: Literal["auto"] | bool = Field(
+        default="auto",
+        description="CPU: memory of freed tensors stays with the process, to be used again; auto: under the densekd "
+        "command, where glibc can be told so",
+    )
+    huge_pages: Literal["auto"] | bool = Field(
+        default="auto",
+        description="CPU: tensors of 2 MiB and more lie in huge pages (THP_MEM_ALLOC_ENABLE); auto: no, they did not "
+        "pay beside keep_memory",
+    )
     sync_batchnorm: Literal["auto"] | bool = Field(
         default="auto",
         description="several processes: batch norm takes its statistics over all of them (CUDA only); auto: on CUDA",
