@@ -524,7 +524,7 @@ def test_teacher_gets_no_gradient():
 def test_no_gradient_is_made_where_none_is_asked(mask, monkeypatch):
     asked = []
     run = kernel.blocked
-    monkeypatch.setattr("densekd.functional.operator.blocked_rows", lambda *a: asked.append(a[-1]) or run(*a))
+    monkeypatch.setattr("densekd.functional.operator.blocked_rows", lambda *a: asked.append(a[4]) or run(*a))
     student, teacher = maps(1, 2, 3, 3)
     values = [F.channelwise_kl(student, teacher, mask=mask).detach()]
     with torch.no_grad():
@@ -554,9 +554,9 @@ def test_operator_passes_the_checks_of_torch(backend):
     mask = torch.ones(2, 2, 3, dtype=torch.bool)
     utils = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     for m in (None, mask):
-        arguments = (student.clone().requires_grad_(), teacher, m, 4.0, backend == "blocked", True)
+        arguments = (student.clone().requires_grad_(), teacher, m, 4.0, backend, True, 0.5)
         torch.library.opcheck(rows_operator, arguments, test_utils=utils[:3])
-    torch.library.opcheck(scale_operator, (student, torch.rand(2, 2, dtype=torch.float64)), test_utils=utils[:3])
+    torch.library.opcheck(scale_operator, (student, torch.rand(2, 2, dtype=torch.float64), 0.5), test_utils=utils[:3])
 
 
 @pytest.mark.slow
@@ -620,7 +620,7 @@ def test_misuse_is_named(case, function):
 
 
 def test_unknown_backend_lists_the_known_ones():
-    with pytest.raises(ArgumentError, match="'auto', 'torch', 'blocked', got 'block'; did you mean 'blocked'"):
+    with pytest.raises(ArgumentError, match="'torch', 'blocked', 'triton', got 'block'; did you mean 'blocked'"):
         F.channelwise_kl(OK, OK, backend="block")
 
 

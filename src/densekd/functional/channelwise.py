@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densekd.errors import ArgumentError
+from densekd.errors import ArgumentError, DtypeError
 from densekd.functional.checks import (
     check_choice,
     check_maps,
@@ -16,8 +16,10 @@ from densekd.functional.checks import (
 )
 from densekd.functional.derivatives import transformed
 from densekd.functional.operator import definition, rows_operator
+from densekd.kernels import triton_obstacle
+from densekd.kernels.channelwise_plan import DTYPES, worth_it
 
-BACKENDS = ("auto", "torch", "blocked")
+BACKENDS = ("auto", "torch", "blocked", "triton")
 
 
 def channelwise_kl(
@@ -47,10 +49,12 @@ def channelwise_kl(
             nothing valid gives zero (that still back-propagates) and still counts in N.
         reduction: "mean" divides by N * C, masked or not; "sum" by nothing; "none" returns (N, C).
             All three carry tau**2.
-        backend: "auto" takes "blocked" on the CPU and "torch" elsewhere; "torch" is the plain definition,
-            on any device; "blocked" is the row-blocked CPU operator, which needs less time and memory. Under
-            `torch.func` (`grad`, `jvp`, `vmap`, `hessian`) and forward-mode differentiation all of them are the
-            plain definition in operations that torch derives, as often as asked.
+        backend: "torch" is the plain definition, on any device; "blocked" is the row-blocked CPU operator, which
+            needs less time and memory; "triton" are GPU kernels (see docs/kernels.md): float16, bfloat16 and float32
+            maps on a CUDA device, the gradient kept in the student's type. "auto" takes "blocked" on the CPU,
+            "triton" on CUDA for maps of 65,536 elements or more where it can run, else "torch". Under `torch.func`
+            (`grad`, `jvp`, `vmap`, `hessian`) and forward-mode differentiation all of them are the plain definition
+            in operations that torch derives, as often as asked.
 
     Returns:
         float32, or float64 where an input is float64. Finite for finite logits of any size: a row whose
@@ -76,13 +80,15 @@ def channelwise_kl(
     tau = check_temperature(temperature)
     check_mask(mask, student)
     check_reduction(reduction)
-    blocked = _choose(backend, student)
+    route = _choose(backend, student, teacher)
     if transformed(student):
         rows, _, _ = definition(student, teacher.detach(), mask, tau)
         return _reduce(rows, reduction)
     want_gradient = student.requires_grad and torch.is_grad_enabled()
-    rows, _ = rows_operator(student, teacher.detach(), mask, tau, blocked, want_gradient)
-    return _reduce(rows, reduction)
+    # The share of a row in the mean goes into its gradient as that is made: the backward pass has nothing to divide.
+    share = 1.0 / (student.shape[0] * student.shape[1]) if reduction == "mean" else 1.0
+    rows, _ = rows_operator(student, teacher.detach(), mask, tau, route, want_gradient, share)
+    return rows if reduction == "none" else rows.sum()
 
 
 def channelwise_mse(
@@ -134,11 +140,32 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
     return rows.sum() if reduction == "sum" else (rows / rows.numel()).sum()
 
 
-def _choose(backend: str, student: Tensor) -> bool:
-    """Whether the blocked operator computes this."""
+def _choose(backend: str, student: Tensor, teacher: Tensor) -> str:
+    """The operator's route."""
     check_choice("backend", backend, BACKENDS)
-    if backend == "blocked" and student.device.type != "cpu":
-        raise ArgumentError(
-            f"backend 'blocked' runs on the CPU alone, the maps are on {student.device}; use 'torch' or 'auto'"
+    device = student.device
+    if backend == "blocked" and device.type != "cpu":
+        raise ArgumentError(f"backend 'blocked' runs on the CPU alone, the maps are on {device}; use 'torch' or 'auto'")
+    if backend == "triton":
+        _require_triton(student, teacher)
+    if backend != "auto":
+        return backend
+    if device.type == "cpu":
+        return "blocked"
+    pays = device.type == "cuda" and _computes(student, teacher) and worth_it(student.numel())
+    return "triton" if pays and triton_obstacle("cuda", device.index) is None else "torch"
+
+
+def _computes(student: Tensor, teacher: Tensor) -> bool:
+    return student.dtype in DTYPES and teacher.dtype in DTYPES
+
+
+def _require_triton(student: Tensor, teacher: Tensor) -> None:
+    why = triton_obstacle(student.device.type, student.device.index)
+    if why is not None:
+        raise ArgumentError(f"backend 'triton' cannot run here: {why}")
+    if not _computes(student, teacher):
+        raise DtypeError(
+            f"backend 'triton' computes in float32: expected float16, bfloat16 or float32 maps, got {student.dtype} "
+            f"and {teacher.dtype}; use 'torch' or 'auto' for float64"
         )
-    return backend == "blocked" or (backend == "auto" and student.device.type == "cpu")

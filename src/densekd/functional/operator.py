@@ -3,10 +3,15 @@
 It returns the rows' values and, in the same pass, their gradient; the backward pass multiplies that by what
 comes from above: in place when autograd is about to drop it, else into a fresh tensor, so that a second backward
 through a retained graph is right.
+
+Three routes: "torch", the plain definition; "blocked" on the CPU; "triton" on a GPU. The first two keep the gradient in
+the working type. The third keeps it in the student's, where it ends anyway: half the memory and traffic for half
+precision, at the cost of one more rounding of each entry (by at most half a unit in its last place).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,20 +20,27 @@ from torch import Tensor
 from densekd.errors import SecondDerivativeError
 from densekd.functional.checks import working_type
 from densekd.kernels.channelwise import blocked as blocked_rows
+from densekd.kernels.channelwise_plan import gradient_scale
 
 
 def whole_rows(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    want_gradient: bool,
+    factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The definition in plain torch, all rows at once, on any device.
 
-    `temperature**2 * KL` of every row, (N, C), and its gradient `temperature * (q - p)` in the student's
-    shape (empty where it is not wanted). Rows without a valid position give zero.
+    `factor * temperature**2 * KL` of every row, (N, C), and its gradient `factor * temperature * (q - p)` in the
+    student's shape (empty where it is not wanted). Rows without a valid position give zero.
     """
     rows, q, p = definition(student, teacher, mask, temperature)
+    rows = rows * factor
     if not want_gradient:
         return rows, student.new_empty(0, dtype=rows.dtype)
-    slope = temperature * (q - p)
+    slope = temperature * factor * (q - p)
     if mask is not None:
         valid = mask.flatten(1)[:, None]
         slope = torch.where(valid & valid.any(2, keepdim=True), slope, 0.0)
@@ -81,10 +93,10 @@ def _saturate(rows: Tensor, student: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _rescued(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool, factor: float
 ) -> tuple[Tensor, Tensor]:
     """The blocked rows; those whose spread left the working type's range are done again in float64."""
-    rows, gradient = blocked_rows(student, teacher, mask, temperature, want_gradient)
+    rows, gradient = blocked_rows(student, teacher, mask, temperature, want_gradient, factor)
     working = working_type(student, teacher)
     limit = torch.finfo(working).max / (2 * rows.numel())
     if bool((rows <= limit).all()):
@@ -92,60 +104,98 @@ def _rescued(
     for image, channel in (~(rows <= limit)).nonzero().tolist():
         at = (slice(image, image + 1), slice(channel, channel + 1))
         part = None if mask is None else mask[image : image + 1]
-        value, slope = whole_rows(student[at].double(), teacher[at].double(), part, temperature, want_gradient)
+        value, slope = whole_rows(student[at].double(), teacher[at].double(), part, temperature, want_gradient, factor)
         rows[at] = torch.where(value.isfinite(), value.clamp(max=limit), value)
         if want_gradient:
             gradient[at] = slope.to(working)
     return rows.to(working), gradient
 
 
+def _on_gpu(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Triton's rows; Triton is loaded here."""
+    from densekd.kernels.triton_channelwise_host import triton_rows
+
+    return triton_rows(student, teacher, mask, temperature, want_gradient, factor)
+
+
+ROUTES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "torch": whole_rows,
+    "blocked": _rescued,
+    "triton": _on_gpu,
+}
+
 # The plain registration: the decorator `torch.library.custom_op` imports the compiler (seconds) at the first call.
 torch.library.define(
     "densekd::channelwise_kl",
-    "(Tensor student, Tensor teacher, Tensor? mask, float temperature, bool blocked, bool want_gradient)"
+    "(Tensor student, Tensor teacher, Tensor? mask, float temperature, str route, bool want_gradient, float factor)"
     " -> (Tensor, Tensor)",
 )
-torch.library.define("densekd::channelwise_kl_backward", "(Tensor gradient, Tensor upstream) -> Tensor")
-#: (student, teacher, mask, temperature, blocked, want_gradient) -> rows (N, C) and their gradient
+torch.library.define("densekd::channelwise_kl_backward", "(Tensor gradient, Tensor upstream, float left) -> Tensor")
+#: (student, teacher, mask, temperature, route, want_gradient, factor) -> rows (N, C) and their gradient, both times
+#: `factor`: the share of a row in the mean, so that the backward pass of the mean itself finds nothing left to multiply
 rows_operator = torch.ops.densekd.channelwise_kl.default
-#: (gradient, upstream) -> every row of the saved gradient times the gradient of that row's value
+#: (gradient, upstream, left) -> every row of the saved gradient times `left` and the gradient of that row's value
 scale_operator = torch.ops.densekd.channelwise_kl_backward.default
 
 
 def _rows(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, blocked: bool, want_gradient: bool
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    route: str,
+    want_gradient: bool,
+    factor: float,
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(student.device.type, enabled=False):
-        run = _rescued if blocked else whole_rows
-        return run(student, teacher, mask, temperature, want_gradient)
+        return ROUTES[route](student, teacher, mask, temperature, want_gradient, factor)
 
 
 def _rows_fake(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, blocked: bool, want_gradient: bool
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    route: str,
+    want_gradient: bool,
+    factor: float,
 ) -> tuple[Tensor, Tensor]:
     working = working_type(student, teacher)
     rows = student.new_empty(student.shape[:2], dtype=working)
-    gradient = torch.empty_like(student, dtype=working) if want_gradient else student.new_empty(0, dtype=working)
+    kept = student.dtype if route == "triton" else working
+    gradient = torch.empty_like(student, dtype=kept) if want_gradient else student.new_empty(0, dtype=kept)
     return rows, gradient
 
 
 def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    student, _, _, temperature, route, _, factor = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
-    ctx.dtype = inputs[0].dtype
+    ctx.dtype, ctx.route = student.dtype, route
+    ctx.left = gradient_scale(student.dtype, temperature, factor)[1] if route == "triton" else 1.0
 
 
 def _rows_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return None, None, None, None, None, None
+        return (None,) * 7
     (gradient,) = ctx.saved_tensors
-    if _is_last_use(gradient, upstream):
+    if not _is_last_use(gradient, upstream):
+        scaled = scale_operator(gradient, upstream, ctx.left)
+    else:
         # Autograd drops the saved gradient after this call: scaled in place it needs no second map of memory.
         with torch.no_grad():
-            scaled = gradient.detach().mul_(_per_row(upstream, gradient))
-    else:
-        scaled = scale_operator(gradient, upstream)
-    return scaled.to(ctx.dtype), None, None, None, None, None
+            scaled = _scale_in_place(ctx.route, gradient.detach(), upstream, ctx.left)
+    return scaled.to(ctx.dtype), *(None,) * 6
+
+
+def _scale_in_place(route: str, gradient: Tensor, upstream: Tensor, left: float) -> Tensor:
+    if route != "triton":
+        return gradient.mul_(_per_row(upstream, gradient))
+    from densekd.kernels.triton_channelwise_host import scale_rows
+
+    return scale_rows(gradient, upstream, left)
 
 
 def _is_last_use(gradient: Tensor, upstream: Tensor) -> bool:
@@ -160,15 +210,16 @@ def _per_row(upstream: Tensor, gradient: Tensor) -> Tensor:
     return upstream.view(*upstream.shape, *(1 for _ in gradient.shape[2:]))
 
 
-def _scale(gradient: Tensor, upstream: Tensor) -> Tensor:
-    return gradient * _per_row(upstream, gradient)
+def _scale(gradient: Tensor, upstream: Tensor, left: float) -> Tensor:
+    # Into a tensor of the gradient's own type: a product of two types would be made in the larger first.
+    return torch.mul(gradient, _per_row(upstream * left, gradient), out=torch.empty_like(gradient))
 
 
-def _scale_fake(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _scale_fake(gradient: Tensor, upstream: Tensor, left: float) -> Tensor:
     return torch.empty_like(gradient)
 
 
-def _scale_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
+def _scale_backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
     raise SecondDerivativeError(
         "channelwise_kl has no second derivative: its gradient is made in the forward pass; for a gradient penalty "
         "use a differentiable formulation (log_softmax of both maps and torch.nn.functional.kl_div)"

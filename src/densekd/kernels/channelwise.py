@@ -46,12 +46,12 @@ class _Sums:
         self._parts: list[tuple[slice, Tensor]] = []
 
     def add(self, at: slice, q_scale: Tensor, p_scale: Tensor, mass: Tensor, gap: Tensor, excess: Tensor) -> None:
-        """Of some rows: temperature / sum exp2(u), temperature / sum exp2(v), sum exp2(v), sum exp2(v) * (v - u),
-        and the sum of temperature * (q - p)."""
+        """Of some rows: scale / sum exp2(u), scale / sum exp2(v), sum exp2(v), sum exp2(v) * (v - u), and the sum of
+        scale * (q - p)."""
         self._parts.append((at, torch.stack((q_scale, p_scale, mass, gap, excess))))
 
     def divergence(self, temperature: float) -> Tensor:
-        """`temperature**2 * KL` per row, zero for rows never added; what is left to do per row is done in float64."""
+        """`scale * temperature * KL` per row, zero for rows never added; what is left per row is done in float64."""
         rows = self._like.new_zeros(self._rows, dtype=torch.float64)
         for at, part in _joined(self._parts):
             q, p, mass, gap, excess = part.double()
@@ -91,9 +91,14 @@ class _Scratch:
 
 
 def blocked(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float, want_gradient: bool
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    want_gradient: bool,
+    factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """`temperature**2 * KL` of every row in float64, (N, C), and its gradient.
+    """`factor * temperature**2 * KL` of every row in float64, (N, C), and its gradient.
 
     The gradient has the student's shape and is empty where it is not wanted. Rows without a valid position
     give zero. Where the logits' spread leaves the working type's range the value is not finite: the
@@ -108,7 +113,7 @@ def blocked(
     positions = student[0, 0].numel()
     scratch = _Scratch(min(n * c * positions, max(BLOCK, positions)), working)
     for group in _groups(student, teacher, gradient if want_gradient else None, mask):
-        _run_group(group, sums, temperature, scratch)
+        _run_group(group, sums, temperature, temperature * factor, scratch)
     return sums.divergence(temperature).view(n, c), gradient
 
 
@@ -131,7 +136,7 @@ def _groups(student: Tensor, teacher: Tensor, gradient: Tensor | None, mask: Ten
         yield _Group(student[image], teacher[image], slope, index, image * c)
 
 
-def _run_group(group: _Group, sums: _Sums, temperature: float, scratch: _Scratch) -> None:
+def _run_group(group: _Group, sums: _Sums, temperature: float, scale: float, scratch: _Scratch) -> None:
     rows = group.student.shape[0]
     width = group.student[0].numel() if group.positions is None else group.positions.numel()
     if width == 1:
@@ -152,7 +157,7 @@ def _run_group(group: _Group, sums: _Sums, temperature: float, scratch: _Scratch
         direct = target is not None and group.positions is None and target.is_contiguous()
         out = target.view(s.shape) if direct and target is not None else scratch.take("gradient", s.shape)
         at = slice(group.start + here.start, group.start + here.stop)
-        _run_block(s, t, out, scratch, sums, at, temperature)
+        _run_block(s, t, out, scratch, sums, at, temperature, scale)
         if target is None or direct:
             continue
         if group.positions is None:
@@ -170,9 +175,9 @@ def _scatter(target: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def _run_block(
-    s: Tensor, t: Tensor, out: Tensor, scratch: _Scratch, sums: _Sums, at: slice, temperature: float
+    s: Tensor, t: Tensor, out: Tensor, scratch: _Scratch, sums: _Sums, at: slice, temperature: float, scale: float
 ) -> None:
-    """Fill `out` with temperature * (q - p) and the sums of these rows; `s` and `t` are (rows, positions)."""
+    """Fill `out` with scale * (q - p) and the sums of these rows; `s` and `t` are (rows, positions)."""
     k = math.log2(math.e) / temperature
     v, gap = scratch.take("v", s.shape), scratch.take("gap", s.shape)
     # add(bias, x, alpha=k) is one pass: k * x - k * max
@@ -181,7 +186,7 @@ def _run_block(
     torch.sub(v, out, out=gap)
     q, p = out.exp2_(), v.exp2_()
     mass = p.sum(1)
-    q_scale, p_scale = temperature / q.sum(1), temperature / mass
+    q_scale, p_scale = scale / q.sum(1), scale / mass
     gap_sum = gap.mul_(p).sum(1)
     # Both products are rounded before the difference: equal maps then give exactly zero.
     torch.sub(q.mul_(q_scale[:, None]), p.mul_(p_scale[:, None]), out=out)

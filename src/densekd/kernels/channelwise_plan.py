@@ -1,4 +1,4 @@
-"""How the rows of a channel-wise KL are spread over a GPU: a table, no search at run time.
+"""How the rows of a channel-wise KL are spread over a GPU, and how their gradient is kept: a table, no search.
 
 Rows of P positions, C channels, N images. Three ways:
 
@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
+
 Way = Literal["resident", "streamed", "split"]
 
-#: most elements of a map that one program holds
-RESIDENT = 16_384
+#: most elements of a map that one program holds: of one row, and where it holds several channels, for whose sums its
+#: warps must meet more often
+RESIDENT, RESIDENT_TILE = 16_384, 8_192
 #: elements of a map that a program handles at a time where it cannot hold them all
 TILE = 2_048
 #: bytes of a line of memory: as many neighbouring channels are read together where channels are innermost
@@ -33,6 +36,12 @@ PROGRAMS, FEWEST = 8, 2
 JOINED = 4_096
 #: elements from which a GPU's time outweighs the few more microseconds that starting a Triton kernel takes
 WORTH = 65_536
+
+
+#: what the kernels take; they compute in float32
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+#: gradients of long rows lie below float16's range: they are kept this many times larger
+HALF_SCALE = 2.0**15
 
 
 class Plan(NamedTuple):
@@ -51,6 +60,12 @@ def worth_it(elements: int) -> bool:
     return elements >= WORTH
 
 
+def gradient_scale(dtype: torch.dtype, temperature: float, factor: float) -> tuple[float, float]:
+    """What q - p is multiplied by before it is kept in `dtype`, and what is left for the backward pass."""
+    whole = temperature * factor
+    return (HALF_SCALE, whole / HALF_SCALE) if dtype == torch.float16 else (whole, 1.0)
+
+
 def make_plan(
     images: int, channels: int, positions: int, *, itemsize: int, rows_lie_flat: bool, multiprocessors: int
 ) -> Plan:
@@ -63,8 +78,12 @@ def make_plan(
     """
     width = 1 if rows_lie_flat else min(power_of_two(channels), LINE // itemsize)
     whole = max(16, power_of_two(positions))
-    if width * whole <= RESIDENT:
-        return _resident(channels, whole, width)
+    if rows_lie_flat and whole <= RESIDENT:
+        return _resident(channels, whole, 1)
+    # Half a line of each position is read as fast, and leaves room for twice the positions.
+    for narrow in (width, max(1, width // 2)):
+        if narrow * whole <= RESIDENT_TILE:
+            return _resident(channels, whole, narrow)
     tile = max(16, TILE // width)
     groups = images * -(-channels // width)
     if groups >= FEWEST * multiprocessors and 2 * itemsize * width * positions <= CACHED:

@@ -24,7 +24,7 @@ def interpreting() -> bool:
 
 
 def triton_obstacle(kind: str, index: int | None = None) -> str | None:
-    """Why Triton kernels cannot run on a device, in words that finish "Triton cannot run here: ..."; None: they can.
+    """Why Triton kernels cannot run on a device, in words that go on after "cannot run here: "; None: they can.
 
     It looks at the machine only, starts no work and waits for none; answers are kept.
 

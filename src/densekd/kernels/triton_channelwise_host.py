@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from densekd.kernels import triton_channelwise as kernels
-from densekd.kernels.channelwise_plan import TILE, Plan, make_plan, power_of_two
+from densekd.kernels.channelwise_plan import TILE, Plan, gradient_scale, make_plan, power_of_two
 from densekd.kernels.launching import Launch
 from densekd.kernels.strides import Strided, as_strided, position_order, strided
 
 # Of an H200; where kernels are interpreted there is no device to ask.
 _MULTIPROCESSORS = 132
-# Gradients of long rows lie below float16's range: they are kept this many times larger.
-_HALF_SCALE = 2.0**15
 
 
 class _Maps(NamedTuple):
@@ -36,12 +34,6 @@ class _Maps(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         n, c = self.student.tensor.shape[:2]
         return n, c, self.student.tensor[0, 0].numel()
-
-
-def gradient_scale(dtype: torch.dtype, temperature: float, factor: float) -> tuple[float, float]:
-    """What q - p is multiplied by before it is kept in `dtype`, and what is left for the backward pass."""
-    whole = temperature * factor
-    return (_HALF_SCALE, whole / _HALF_SCALE) if dtype == torch.float16 else (whole, 1.0)
 
 
 def triton_rows(
@@ -135,7 +127,7 @@ def _split(maps: _Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]
     found = torch.empty((kernels.FIELDS, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
     compared = torch.empty((2, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
     joined = power_of_two(plan.parts)
-    block_r = min(power_of_two(n * c), max(1, 2 * TILE // joined), 64)
+    block_r = min(power_of_two(n * c), max(1, TILE // 2 // joined), 64)
     numbers = {
         **{**numbers, "block_c": plan.channels, "block_p": plan.positions, "block_r": block_r, "joined": joined},
         **{"found": found, "compared": compared, "part": plan.part, "parts": plan.parts},
