@@ -110,7 +110,7 @@ class TestDamage:
     def test_what_is_of_another_size_is_no_map(self, encoding):
         data = encode(torch.randn(2, 3, 4), encoding).data
         for shape in ((2, 3, 5), (2, 3, 3)):
-            with pytest.raises(ValueError, match="instead of|not readable as zstandard"):
+            with pytest.raises(ValueError, match=r"instead of|not readable as zstandard"):
                 back(data, encoding, shape)
-        with pytest.raises(ValueError, match="not readable as zstandard|fewer than"):
+        with pytest.raises(ValueError, match=r"not readable as zstandard|fewer than"):
             back(data[:10], encoding, (2, 3, 4))

@@ -18,7 +18,9 @@ class TestDigest:
         # sha256 of {"a":1}
         assert CacheKey({"a": 1}).digest == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
 
-    @pytest.mark.parametrize("other", [{"a": 2}, {"a": 1.0}, {"a": "1"}, {"a": True}, {"a": 1, "b": None}, {"b": 1}, {}])
+    @pytest.mark.parametrize(
+        "other", [{"a": 2}, {"a": 1.0}, {"a": "1"}, {"a": True}, {"a": 1, "b": None}, {"b": 1}, {}]
+    )
     def test_another_value_is_another_key(self, other):
         assert CacheKey({"a": 1}).digest != CacheKey(other).digest
 

@@ -27,9 +27,8 @@ def claim(folder: Path, rank: int, world: int) -> ExitStack:
         CacheError: another launch is building this set.
     """
     with ExitStack() as held:
-        own = try_lock(folder / f".rank-{rank}.lock")
-        shared = try_lock(folder / f".world-{world}.lock", shared=True)
-        for lock in (own, shared):
+        for name, shared in ((f".rank-{rank}.lock", False), (f".world-{world}.lock", True)):
+            lock = try_lock(folder / name, shared=shared)
             if lock is None:
                 raise _taken(folder)
             held.enter_context(lock)

@@ -49,7 +49,11 @@ class SegmentWriter:
         self._entries: list[tuple[Any, ...]] = []
         self._whole = _START.size
         self._file = files.GrowingFile(path)
-        self._file.write(_start(header))
+        try:
+            self._file.write(_start(header))
+        except BaseException:
+            self._file.discard()
+            raise
 
     @property
     def samples(self) -> list[tuple[int, int]]:
