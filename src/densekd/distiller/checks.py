@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError, DtypeError, ShapeError
-from densekd.teacher import Batch, TeacherInput
+from densekd.teacher import Batch, FrozenTeacher, TeacherInput
 
 
 def check_options(teacher_input: Any, num_classes: Any) -> None:
@@ -24,6 +24,19 @@ def check_options(teacher_input: Any, num_classes: Any) -> None:
         return
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ArgumentError(f"num_classes must be a whole number from 1, or None, got {num_classes!r}")
+
+
+def check_sizes(teacher: Any, teacher_input: TeacherInput | None) -> None:
+    """Raises:
+    ArgumentError: a `FrozenTeacher` brings its images to one size, `teacher_input` to another.
+    """
+    own = teacher.size if isinstance(teacher, FrozenTeacher) else None
+    asked = None if teacher_input is None or teacher_input.size is None else tuple(teacher_input.size)
+    if own is not None and asked is not None and own != asked:
+        raise ArgumentError(
+            f"teacher_input brings the images to {asked[0]}x{asked[1]}, and the FrozenTeacher resizes them again, to "
+            f"{own[0]}x{own[1]}: give the size once"
+        )
 
 
 def check_valid(valid: Any, batch: Batch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from densekd.adapters import Layout, nearest_resize
 from densekd.class_map import ClassMap
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
-from densekd.distiller.checks import check_labels, check_options, check_valid, check_value
+from densekd.distiller.checks import check_labels, check_options, check_sizes, check_valid, check_value
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
 from densekd.distiller.sides import chosen, submitted, wants_images
@@ -95,6 +95,7 @@ class Distiller(nn.Module):
         super().__init__()
         terms = check_terms(terms)
         check_options(teacher_input, num_classes)
+        check_sizes(teacher, teacher_input)
         batch = as_batch(example)
         check_networks(student, teacher, batch)
         self._classes = None if class_map is None else ClassMap(class_map)

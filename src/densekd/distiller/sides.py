@@ -57,8 +57,9 @@ def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> S
         maps = chosen(getattr(source, "example", source.maps)(batch), taps)
     known = getattr(source, "class_taps", ("logits", "output"))
     upright = Layout("NCHW") if getattr(source, "nchw", False) else None
-    sides = {tap: _side("teacher", tap, tapped, batch, tap in known, None, upright) for tap, tapped in maps.items()}
-    return Sides(sides, None)
+    classes = getattr(source, "classes", None)
+    sides = {tap: _side("teacher", tap, tapped, batch, tap in known, classes, upright) for tap, tapped in maps.items()}
+    return Sides(sides, classes, list(getattr(source, "notices", ())))
 
 
 def wants_images(source: TeacherSource) -> bool:

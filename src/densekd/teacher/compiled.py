@@ -29,6 +29,9 @@ def check_compiler() -> None:
         )
 
 
+_RECOMPILE_LIMIT = 256
+
+
 class Compiled:
     """The forward pass of a network to its taps, compiled when it is first run; only what the taps need is computed.
 
@@ -54,7 +57,9 @@ class Compiled:
         if shape in self.shapes:
             return self._call(reader, network, batch.args, batch.kwargs)
         try:
-            found = self._call(reader, network, batch.args, batch.kwargs)
+            # torch counts what it compiles of one function, whatever network it is for
+            with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
+                found = self._call(reader, network, batch.args, batch.kwargs)
         except Exception as error:
             if out_of_memory(error):
                 raise

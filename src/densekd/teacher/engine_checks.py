@@ -61,9 +61,10 @@ def checked_options(
             raise DtypeError(f"{name}: expected True or False, got {value!r}")
     if flags["compile"]:
         check_compiler()
-    if cuda_graph not in (True, False, "auto"):
+    if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
         raise ArgumentError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
-    if isinstance(taps, str) or not taps or any(not isinstance(tap, str) for tap in taps):
+    named = () if isinstance(taps, str) or not isinstance(taps, Iterable) else tuple(taps)
+    if not named or any(not isinstance(tap, str) for tap in named):
         raise ArgumentError(f"taps: expected a list of names as in ['logits', 'encoder.layer4'], got {taps!r}")
     if dtype != "auto" and dtype not in DTYPES:
         name = str(dtype).removeprefix("torch.")
@@ -81,7 +82,7 @@ def checked_options(
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise DtypeError(f"ignore_index: expected the label of void, a whole number, got {ignore_index!r}")
     return Options(
-        taps=tuple(dict.fromkeys(taps)),
+        taps=tuple(dict.fromkeys(named)),
         fold_batchnorm=flags["fold_batchnorm"],
         channels_last=flags["channels_last"],
         dtype=dtype,
@@ -126,7 +127,7 @@ def check_network(teacher: Any) -> None:
     ModelError: a network without values, or one that is compiled already.
     """
     if not isinstance(teacher, nn.Module):
-        raise ArgumentError(
+        raise DtypeError(
             f"freeze_teacher makes a fast copy of a network: expected an nn.Module, got a {type(teacher).__name__}"
         )
     named = [*teacher.named_parameters(), *teacher.named_buffers()]

@@ -136,7 +136,9 @@ class _Making:
             self.notices.extend(engine.graphs.notices)
             engine.graphs.notices.clear()
         report = self._report(engine, why)
-        return FrozenTeacher(engine, plain.layouts, plain.class_taps, report, own_device=options.device is not None)
+        return FrozenTeacher(
+            engine, plain.layouts, plain.class_taps, plain.channels, report, own_device=options.device is not None
+        )
 
     def _exact(self, teacher: nn.Module) -> Engine:
         """The float32 copy: tapped, folded, in its memory format, on its device."""

@@ -27,6 +27,7 @@ class FrozenTeacher:
     Attributes:
         report: what was done, the error it brought and the time it saved, on the example.
         class_taps: the taps that are class maps.
+        classes: how many classes they have; None where its own output is no class map.
     """
 
     nchw = True
@@ -36,6 +37,7 @@ class FrozenTeacher:
         engine: Engine,
         layouts: Mapping[str, Layout],
         class_taps: frozenset[str],
+        classes: int | None,
         report: EngineReport,
         *,
         own_device: bool,
@@ -43,6 +45,7 @@ class FrozenTeacher:
         self._engine = engine
         self._layouts = dict(layouts)
         self.class_taps = class_taps
+        self.classes = classes
         self.report = report
         self._own_device = own_device
         self._stream: Any = None

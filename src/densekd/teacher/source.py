@@ -79,6 +79,11 @@ class TeacherSource(Protocol):
     * `example(batch)`: maps for the distiller's dry run, whose images need not be in the store; else `maps` is asked.
     * `nchw = True`: every map is `(N, C, H, W)`; the distiller need not find out how to read it.
     * `class_taps`: the taps known to be class maps; without it `logits` and `output` are.
+    * `classes`: how many classes they have.
+    * `notices`: lines for the distiller's own.
+
+    One with `submit(batch)` is asked by it, before the student runs: it starts the work and returns what waits for the
+    maps and gives them.
     """
 
     def maps(self, batch: Batch) -> Mapping[str, Tensor]:
