@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, compare, data, demo, listing, looking, training, tune
+from densekd.cli import bench, cache, compare, data, demo, listing, looking, training, tune
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
 from densekd.errors import RunError
 from densekd.launch import is_first, require_one_process
 
-_IN_SEVERAL = ("train", "distill", "list")
+_IN_SEVERAL = ("train", "distill", "cache", "list")
 
 app = typer.Typer(
     name="densekd",
@@ -51,6 +51,7 @@ app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.command("list")(listing.list_things)
 

@@ -83,7 +83,8 @@ def distill(
     _train_or_distill("distill", recipe, overrides, out, seed, resume, force, dry_run, quiet, as_json)
 
 
-def _watching(quiet: bool) -> Any:
+def watching(quiet: bool) -> Any:
+    """What shows a run's progress."""
     from densekd.runs.progress import Quiet
 
     return Quiet() if quiet else Watch()
@@ -112,7 +113,7 @@ def _train_or_distill(
         folder = folder_of(recipe, resolved, out, again=resume or force)
         quiet = quiet or not ranks.first
         if dry_run:
-            with _watching(quiet) as watch:
+            with watching(quiet) as watch:
                 parts = check(kind, resolved, folder, resume=resume, force=force, progress=watch)
             if ranks.first:
                 _print_dry_run(parts, quiet, as_json)
@@ -122,7 +123,7 @@ def _train_or_distill(
         again += [] if out is None else ["--out", str(out)]
         again += [] if seed is None else ["--seed", str(seed)]
         try:
-            with _watching(quiet) as watch:
+            with watching(quiet) as watch:
                 run = call(resolved, out=folder, resume=resume, force=force, progress=watch)
         except (Interrupted, KeyboardInterrupt):
             if ranks.first and (folder / "record.json").is_file():
@@ -202,7 +203,7 @@ def doctor(
     resolved = loaded(recipe, overrides, seed)
     require_teacher(resolved)
     folder = out if out is not None else Path("runs") / resolved.name
-    with _watching(quiet) as watch:
+    with watching(quiet) as watch:
         parts = assemble(resolved, watch=watch.checking)
         steps = total_steps(resolved, len(parts.data.train))
         rehearse(parts)

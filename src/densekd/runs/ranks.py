@@ -56,6 +56,11 @@ class Ranks:
         self._store = store
         self._met = 0
 
+    @classmethod
+    def alone(cls) -> Ranks:
+        """This process by itself."""
+        return cls(Launch())
+
     @property
     def first(self) -> bool:
         return self.launch.first

@@ -160,7 +160,7 @@ def stored_maps(
         CacheError: the set is damaged, or another process is building it.
         Interrupted: a signal came during the build; the same command goes on.
     """
-    ranks = ranks or Ranks(Launch())
+    ranks = ranks or Ranks.alone()
     wish = ranks.agreed("the key of the teacher's maps", lambda: Wish.of(parts, distiller, sha256))
     ranks.same("the key of the teacher's maps", wish.key.digest)
     asked = ranks.from_first("the set of the teacher's maps", lambda: json.dumps(_build(wish, progress, ranks, say)))
