@@ -149,7 +149,7 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int) -> N
         return
     # In pieces on the CPU: a copy of all labels could outweigh what a loss itself needs.
     step = _PIECE if labels.device.type == "cpu" else max(1, labels.numel())
-    parts = labels.flatten().split(step)
+    parts = torch.split(labels.flatten(), step)
     ends = [torch.stack(torch.aminmax(part.masked_fill(part == ignore_index, 0))) for part in parts]
     low, high = torch.stack(torch.aminmax(torch.stack(ends))).tolist()
     if low < 0 or high >= num_classes:

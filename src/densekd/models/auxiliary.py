@@ -150,6 +150,12 @@ def _check(output: Any, tapped: Tensor, tap: str) -> None:
         )
 
 
+def auxiliary_map(output: Any) -> Tensor | None:
+    """The auxiliary class map: torchvision's `{"aux": ...}`, or `auxiliary_logits` of an output; None where none is."""
+    found = output.get("aux", output.get("auxiliary_logits")) if isinstance(output, Mapping) else None
+    return getattr(output, "auxiliary_logits", None) if found is None else found
+
+
 def auxiliary_of(network: nn.Module) -> AuxiliaryHead | None:
     """The head that hangs on `network`, also on a deep copy of it (a copy of the head); None where there is none."""
     for hook in network._forward_hooks.values():

@@ -38,6 +38,7 @@ from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.teacher import TeacherImages
 from densekd.training.batcher import Batcher, View
+from densekd.training.last_upsampling import Ending, LastUpsampling
 from densekd.training.specs import TermSpec, ViewsSpec
 
 
@@ -57,6 +58,10 @@ class Parts:
     """Of the run to go on with."""
     replica: nn.Module | None = None
     """A second student, to be evaluated where the first is sharded."""
+    ending: Ending | None = None
+    """How the student's first training pass ended, once it is rehearsed."""
+    last: LastUpsampling | None = None
+    """The up-samplings that the student leaves to the task's loss in training."""
     views: ViewsSpec | None = None
     """The fixed views of each training image; None: new ones in every epoch."""
     seen: Callable[[TrainView], View] | None = None

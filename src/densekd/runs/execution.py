@@ -22,6 +22,7 @@ from densekd.runs.cache import stored_maps
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine, wrapped
 from densekd.runs.folder import Run, start_folder
+from densekd.runs.fused import settle_fused
 from densekd.runs.identity import digests
 from densekd.runs.idle import freeze, frozen_words, idle_parameters
 from densekd.runs.length import total_steps
@@ -160,8 +161,9 @@ class Execution:
         return objective, teacher
 
     def _alone(self) -> tuple[Objective, None]:
+        self.parts.last = settle_fused(self.parts)
         self._say_notices()
-        return Alone(self.parts.student, self.parts.task), None
+        return Alone(self.parts.student, self.parts.task, self.parts.last), None
 
     def _distilled(self) -> tuple[Objective, Measured]:
         network = build_teacher(self.parts)
@@ -170,6 +172,7 @@ class Execution:
         distiller = build_distiller(self.parts, network)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
         self.parts.notices.extend(terms_not_shared(self.recipe, self.ranks.launch))
+        self.parts.last = settle_fused(self.parts, distiller)
         self._say_notices()
         readiness = check_readiness(
             self.parts,
@@ -185,7 +188,7 @@ class Execution:
         self.progress.ready(readiness)
         for line in [*readiness.notices, *readiness.raise_if_failed(self.recipe.preflight.on_problem)]:
             self._say(line)
-        return Distilled(distiller, self.parts.task), measured
+        return Distilled(distiller, self.parts.task, self.parts.last), measured
 
     def _read_maps(self, distiller: Distiller) -> None:
         """From here on the distiller reads the teacher's maps; no step needs the network itself any more."""

@@ -103,7 +103,7 @@ def forecast(
 
 def _timed_steps(parts: Parts, distiller: Distiller, batch: Mapping[str, Any]) -> tuple[float, float, int]:
     """Seconds of a step, seconds of the teacher in it, peak memory in bytes."""
-    objective = Distilled(distiller, parts.task)
+    objective = Distilled(distiller, parts.task, parts.last)
     adversaries = objective.adversaries()
     trained = nn.ModuleList([distiller, *_beside(distiller)])
     image = batch["image"].to(parts.device).contiguous(memory_format=parts.layout)

@@ -18,6 +18,7 @@ from densekd.runs.attempt import attempt
 from densekd.runs.forecast import gradients_kept
 from densekd.taps import main_output, preserved
 from densekd.taps.outputs import describe
+from densekd.training.last_upsampling import ending, observed
 
 
 def rehearse(parts: Parts) -> None:
@@ -45,8 +46,10 @@ def _train(parts: Parts) -> None:
     student, who, shape = parts.student, _name(parts), tuple(images.shape)
     student.train()
     with autocast(parts.device, parts.recipe.runtime.precision):
-        output = attempt(lambda: student(images), who, f"in training mode on images {shape}", _expected(parts))
+        with observed(student) as observation:
+            output = attempt(lambda: student(images), who, f"in training mode on images {shape}", _expected(parts))
         _require_class_map(parts, output, len(images))
+        parts.ending = ending(output, labels, observation.last)
         try:
             total, losses = parts.task.loss(output, labels)
         except ModelError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densekd.errors import ConfigError, ModelError, ShapeError, nearest
+from densekd.functional import upsampled_cross_entropy
+from densekd.models.auxiliary import auxiliary_map
 from densekd.taps import main_output
 from densekd.tasks.losses import check_labels, cross_entropy, dice, hard_pixels, pixel_weight
 from densekd.tasks.specs import SegmentationSpec
+from densekd.tasks.upsampling import PutOff, Upsampling
 
 
 def _weights(spec: SegmentationSpec, names: Sequence[str]) -> Tensor | None:
@@ -71,6 +74,11 @@ class SegmentationTask:
         """Names of the parts that `loss` returns."""
         return self.spec.parts
 
+    @property
+    def unfused(self) -> str | None:
+        """Why the loss needs full-size logits; None where up-sampling and cross-entropy are done in one."""
+        return "task.fused is false" if self.spec.fused is False else self.spec.needs_full_size
+
     def pixels(self, labels: Tensor) -> Tensor | None:
         """What the cross-entropy of this batch is divided by: its labelled pixels, or the weight of their classes.
 
@@ -81,10 +89,13 @@ class SegmentationTask:
         weights = None if self._class_weights is None else self._class_weights.to(labels.device)
         return pixel_weight(labels, labels != self.ignore_index, weights)
 
-    def loss(self, output: Any, labels: Tensor, pixels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, output: Any, labels: Tensor, pixels: Tensor | None = None, put_off: PutOff | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss on one batch.
 
-        Logits are brought to the size of the labels bilinearly (`align_corners=False`), in float32.
+        Logits are brought to the size of the labels bilinearly (`align_corners=False`), in float32; where the
+        cross-entropy is all that reads them (`unfused` is None), without full-size logits ever existing.
 
         Args:
             output: whatever the network returned (see `densekd.taps.main_output`).
@@ -92,6 +103,7 @@ class SegmentationTask:
             pixels: what the cross-entropy is divided by, a scalar; default `self.pixels(labels)`. A training that
                 shares a batch out gives each part the mean of all parts' numbers: the mean of their losses is then
                 that of the whole batch, wherever its void pixels lie. Dice and hard pixels are of each part alone.
+            put_off: the up-samplings that the network has left to the loss; they come first, in its own convention.
 
         Returns:
             The sum of the weighted parts, and each weighted part, detached: "cross_entropy", "dice" and
@@ -103,9 +115,11 @@ class SegmentationTask:
             ShapeError: labels of another batch size, or not `(N, H, W)`.
         """
         check_labels(labels, self.num_classes, self.ignore_index)
-        parts = self._parts(self._logits(output, "output"), labels, pixels)
+        put_off = put_off or PutOff()
+        parts = self._parts(self._logits(output, "output"), labels, pixels, put_off.main)
         if self.spec.auxiliary:
-            further = self._parts(self._logits(_auxiliary(output), "auxiliary output"), labels, pixels)
+            logits = self._logits(_auxiliary(output), "auxiliary output")
+            further = self._parts(logits, labels, pixels, put_off.auxiliary)
             parts["auxiliary"] = self.spec.auxiliary * torch.stack(list(further.values())).sum()
         total = torch.stack(list(parts.values())).sum()
         return total, {name: part.detach() for name, part in parts.items()}
@@ -154,11 +168,17 @@ class SegmentationTask:
                 return logits
             return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
-    def _parts(self, logits: Tensor, labels: Tensor, pixels: Tensor | None) -> dict[str, Tensor]:
+    def _parts(
+        self, logits: Tensor, labels: Tensor, pixels: Tensor | None, put_off: Upsampling | None
+    ) -> dict[str, Tensor]:
         if labels.ndim != 3 or len(labels) != len(logits):
             raise ShapeError(f"labels: expected ({len(logits)}, H, W), got {tuple(labels.shape)}")
         spec = self.spec
-        logits = self._resized(logits, (labels.shape[1], labels.shape[2]))
+        size = (labels.shape[1], labels.shape[2])
+        last = put_off or Upsampling(size, align_corners=False)
+        if self.unfused is None and last.size == size != tuple(logits.shape[2:]):
+            return {"cross_entropy": spec.cross_entropy * self._fused(logits, labels, pixels, last.align_corners)}
+        logits = self._resized(logits if put_off is None else put_off(logits), size)
         parts = {}
         if spec.cross_entropy:
             keep = None
@@ -177,12 +197,20 @@ class SegmentationTask:
             parts["dice"] = spec.dice * dice(logits, labels, ignore_index=self.ignore_index)
         return parts
 
+    def _fused(self, logits: Tensor, labels: Tensor, pixels: Tensor | None, align_corners: bool) -> Tensor:
+        return upsampled_cross_entropy(
+            logits,
+            labels,
+            align_corners=align_corners,
+            ignore_index=self.ignore_index,
+            class_weights=self._class_weights,
+            label_smoothing=self.spec.label_smoothing,
+            pixels=pixels,
+        )
+
 
 def _auxiliary(output: Any) -> Tensor:
-    """The auxiliary class map: torchvision's `{"aux": ...}`, or `auxiliary_logits` of an output."""
-    found = output.get("aux", output.get("auxiliary_logits")) if isinstance(output, Mapping) else None
-    if found is None:
-        found = getattr(output, "auxiliary_logits", None)
+    found = auxiliary_map(output)
     if found is None:
         raise ModelError(
             "task.auxiliary: the network's output has no auxiliary map (aux or auxiliary_logits): give it a head with "

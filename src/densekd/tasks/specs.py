@@ -50,6 +50,22 @@ class SegmentationSpec(Spec):
     binary: bool = Field(default=False, description="two classes, one logit: the probability of the second class")
     auxiliary: Weight = Field(default=0.0, description="weight of the same loss on the network's auxiliary output")
 
+    fused: Literal["auto"] | bool = Field(
+        default="auto",
+        description="up-sampling and cross-entropy in one, so that full-size logits are never made in training; auto: "
+        "where that is the same loss, false: never, true: an error where it cannot be done",
+    )
+
+    @property
+    def needs_full_size(self) -> str | None:
+        """Which part of the loss reads full-size logits, in words; None: none does."""
+        reasons = {
+            "task.dice reads full-size logits": self.dice > 0,
+            "task.ohem reads full-size logits": self.ohem is not None,
+            "task.binary has one logit, whose full-size map is small": self.binary,
+        }
+        return next((words for words, so in reasons.items() if so), None)
+
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parts whose weight is not 0."""
@@ -61,4 +77,6 @@ class SegmentationSpec(Spec):
             raise ValueError("cross_entropy and dice are both 0: nothing would be learned")
         if self.cross_entropy == 0 and (self.ohem is not None or self.class_weights or self.label_smoothing):
             raise ValueError("ohem, class_weights and label_smoothing belong to cross_entropy, whose weight is 0")
+        if self.fused is True and self.needs_full_size is not None:
+            raise ValueError(f"fused is true, but {self.needs_full_size}; leave fused at auto")
         return self

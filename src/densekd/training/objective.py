@@ -12,7 +12,9 @@ from densekd.distiller import Distiller
 from densekd.errors import ArgumentError
 from densekd.losses import Adversary
 from densekd.models.auxiliary import auxiliary_of
+from densekd.tasks.upsampling import PutOff
 from densekd.training.adversaries import column
+from densekd.training.last_upsampling import LastUpsampling, putting_off
 
 Samples = Sequence[Sequence[int]]
 """(view, index) of each image of a batch. Numbers, because what wraps an objective sends tensors to its device."""
@@ -31,7 +33,9 @@ class TaskLoss(Protocol):
     def parts(self) -> tuple[str, ...]:
         """Names of the parts that `loss` returns."""
 
-    def loss(self, output: Any, labels: Tensor, pixels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def loss(
+        self, output: Any, labels: Tensor, pixels: Tensor | None = None, put_off: PutOff | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
     def pixels(self, labels: Tensor) -> Tensor | None: ...
 
@@ -78,10 +82,15 @@ class Objective(nn.Module):
 
 
 class Alone(Objective):
-    """The student alone: `total = task loss`."""
+    """The student alone: `total = task loss`.
 
-    def __init__(self, student: nn.Module, task: TaskLoss) -> None:
+    Args:
+        last: the up-samplings that the student ends in and that are left to the task's loss; None: none.
+    """
+
+    def __init__(self, student: nn.Module, task: TaskLoss, last: LastUpsampling | None = None) -> None:
         super().__init__()
+        self._last = last
         self.student = student
         self.auxiliary = auxiliary_of(student)
         self._task = task
@@ -94,7 +103,9 @@ class Alone(Objective):
         pixels: Tensor | None = None,
         samples: Samples | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._task.loss(self.student(image), label, pixels)
+        with putting_off(self.student, self._last) as put_off:
+            output = self.student(image)
+        return _task_loss(self._task, output, label, pixels, put_off())
 
     def pixels(self, label: Tensor) -> Tensor | None:
         return self._task.pixels(label)
@@ -106,13 +117,17 @@ class Alone(Objective):
 class Distilled(Objective):
     """The student with its teacher: `total = task loss + sum of weighted terms`.
 
+    Args:
+        last: as of `Alone`.
+
     Raises:
         ArgumentError: a term has the name of a part of the task's loss, or of another term's adversary: one of the two
             would be lost from the log.
     """
 
-    def __init__(self, distiller: Distiller, task: TaskLoss) -> None:
+    def __init__(self, distiller: Distiller, task: TaskLoss, last: LastUpsampling | None = None) -> None:
         super().__init__()
+        self._last = last
         twice = [plan.name for plan in distiller.plans if plan.name in task.parts]
         if twice:
             raise ArgumentError(
@@ -142,8 +157,9 @@ class Distilled(Objective):
         samples: Samples | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         looked_up = None if samples is None else torch.tensor(samples)
-        out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
-        task, parts = self._task.loss(out.student, label, pixels)
+        with putting_off(self.student, self._last) as put_off:
+            out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
+        task, parts = _task_loss(self._task, out.student, label, pixels, put_off())
         return task + out.loss, {**parts, **out.parts}
 
     def pixels(self, label: Tensor) -> Tensor | None:
@@ -162,6 +178,14 @@ class Distilled(Objective):
 
     def at_play(self) -> list[str]:
         return [name for name in self.distiller.adversaries if self.distiller.weights[name] > 0]
+
+
+def _task_loss(
+    task: TaskLoss, output: Any, label: Tensor, pixels: Tensor | None, put_off: PutOff | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if put_off is None:
+        return task.loss(output, label, pixels)
+    return task.loss(output, label, pixels, put_off)
 
 
 def padding_mask(valid: Tensor) -> Tensor | None:
