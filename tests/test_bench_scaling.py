@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from densekd.bench import scaling
-from densekd.bench.exponents import AXES, Exponent, along, exponent, exponents, slope, verdict
+from densekd.bench.exponents import AXES, Exponent, along, exponent, exponents, growth, slope, verdict
 from densekd.bench.scaling_figure import checked_kind, write_figure
 from densekd.cli.app import app
 from densekd.errors import ArgumentError, ShapeError
@@ -48,6 +48,13 @@ def test_the_slope_of_a_power_is_its_exponent():
     for sizes, costs in [([1], [1]), ([2, 2], [1, 2]), ([1, 2], [0, 1]), ([1, 2, 4], [1, 2])]:
         with pytest.raises(ArgumentError, match="expected two sizes or more, and costs above 0"):
             slope(sizes, costs)
+
+
+def test_a_workspace_of_fixed_size_does_not_count_as_memory_that_grows():
+    assert growth([1, 2, 4, 8], [1e6 + 3 * size**2 for size in (1, 2, 4, 8)]) == pytest.approx(2)
+    assert growth([1, 2, 4], [5, 5, 5]) == 0
+    assert growth([1, 2], [4, 8]) == pytest.approx(1)
+    assert growth([1, 2, 4], [1, 1, 4]) == pytest.approx(1)  # now and then: as it is
 
 
 def test_the_shapes_double_one_size_at_a_time():

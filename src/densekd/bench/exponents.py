@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ TIME_BAND, MEMORY_BAND = (0.85, 1.15), (0.98, 1.02)
 class Exponent:
     """Cost of a method as size^exponent along one axis.
 
-    `low` and `high` are the smallest and largest exponent of single rounds; `time` is that of the medians. `sizes` are
-    those that were fitted.
+    `time` is fitted to the medians of the largest `sizes`; `low` and `high` are the smallest and largest exponent of
+    single rounds. `memory` is fitted to what each doubling of all sizes adds: a workspace of fixed size does not count.
     """
 
     method: str
@@ -55,6 +56,20 @@ def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return above / sum((a - x_mean) ** 2 for a in x)
 
 
+def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent e of a cost a + b size^e, from sizes that each are twice the one before.
+
+    What a doubling adds is b (2^e - 1) size^e, whatever the fixed part a. A cost that does not grow has exponent 0; one
+    that grows only now and then, or two sizes alone, are fitted as they are.
+    """
+    added = [after - before for before, after in itertools.pairwise(costs)]
+    if costs[-1] <= costs[0]:
+        return 0.0
+    if len(added) < 2 or min(added) <= 0:
+        return slope(sizes, costs)
+    return slope(sizes[:-1], added)
+
+
 def along(cases: Sequence[BenchCase], axis: Axis) -> list[BenchCase]:
     """The cases of one method along one axis, the base first."""
     found = [case for case in cases if case.extra["axis"] in {BASE, axis}]
@@ -71,8 +86,9 @@ def exponent(cases: Sequence[BenchCase], axis: Axis) -> Exponent:
     Raises:
         ArgumentError: fewer than two sizes.
     """
-    fitted = along(cases, axis)[-FITTED:]
-    sizes = [case.extra["shape"][AXES.index(axis)] for case in fitted]
+    found = along(cases, axis)
+    every = [case.extra["shape"][AXES.index(axis)] for case in found]
+    fitted, sizes = found[-FITTED:], every[-FITTED:]
     rounds = [slope(sizes, costs) for costs in zip(*(case.samples for case in fitted), strict=True)]
     return Exponent(
         method=fitted[-1].variant,
@@ -80,7 +96,7 @@ def exponent(cases: Sequence[BenchCase], axis: Axis) -> Exponent:
         time=slope(sizes, [case.median_seconds for case in fitted]),
         low=min(rounds),
         high=max(rounds),
-        memory=slope(sizes, [case.peak_bytes or 0 for case in fitted]),
+        memory=growth(every, [case.peak_bytes or 0 for case in found]),
         sizes=tuple(sizes),
     )
 
