@@ -5,8 +5,7 @@
 
 Channel-wise distillation on the logits, the same steps and seeds, in these variants: `live` (the teacher in every
 step, every view new), and `distill.cache` with K = 1, 4 and 16 views of each image as bfloat16 and K = 4 as int8.
-Beside each stands the student alone on the same views. Each set is built for itself, so that its build time and bytes are
-its own.
+Beside each stands the student alone on the same views. Each set is built for itself: its time and bytes are its own.
 
 Images are few and passes many, so that views come back: `scenes`: 200 drawn scenes, 24 passes; `camvid`: every second
 frame of two drives, 17 passes (16 views are hardly seen twice there). Teachers are those of the demo and of
