@@ -10,7 +10,7 @@ from densekd import files
 from densekd.errors import CacheError, ResourceError
 from densekd.teacher_cache.claim import is_lock
 from densekd.teacher_cache.header import HEADER, Header, read_header, require_same, write_header
-from densekd.teacher_cache.segment import SUFFIX, Segment, open_segment, segments_in
+from densekd.teacher_cache.segment import Segment, open_segment, segments_in
 from densekd.teacher_cache.summary import WHOLE, read_whole
 
 
@@ -23,9 +23,9 @@ def prepare(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder}: a file; expected the folder of a set")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / HEADER).exists():
-        return
     # Segments without a header: it was damaged and has been removed, as its error says.
+    if (folder / HEADER).exists() or segments_in(folder):
+        return
     strange = sorted(entry.name for entry in folder.iterdir() if not _is_own(entry.name))
     # Another rank may have written the header since.
     if strange and not (folder / HEADER).exists():
@@ -35,8 +35,7 @@ def prepare(folder: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    own = name == WHOLE or (name.startswith("rank") and name.endswith(SUFFIX))
-    return own or is_lock(name) or files.is_temporary(name)
+    return name == WHOLE or is_lock(name) or files.is_temporary(name)
 
 
 def agree(folder: Path, header: Header) -> None:
