@@ -63,6 +63,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watched = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
         self._alive: dict[int, Product] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, seconds of work, to keep it away from a pass that is not compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self.paused:
