@@ -59,6 +59,9 @@ class NetworkCost(_Record):
 class TeacherCost(NetworkCost):
     miou: float | None = None
     sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
+    engine: dict[str, Any] | None = Field(
+        default=None, description="its fast copy: what was done, the error that brought, the time it saved"
+    )
 
 
 class MapError(_Record):
@@ -206,6 +209,13 @@ class PlannedMethod(_Record):
     )
 
 
+class PlannedTeacher(_Record):
+    """The number format of the teacher's fast copy, chosen once for all runs."""
+
+    dtype: str
+    sha256: str = Field(description="of the weights that it was chosen for")
+
+
 class StudyPlan(_Record):
     """`plan.json` of a study: what every method may spend."""
 
@@ -217,6 +227,7 @@ class StudyPlan(_Record):
     jobs: int = Field(description="runs at a time when it was made")
     threads: int | None = Field(description="CPU threads of a run when it was made; null: torch's own choice")
     methods: list[PlannedMethod]
+    teacher: PlannedTeacher | None = None
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

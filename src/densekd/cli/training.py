@@ -196,6 +196,7 @@ def doctor(
     from densekd import host_memory
     from densekd.runs.asked_teacher import require_teacher
     from densekd.runs.assemble import assemble, build_distiller, build_teacher
+    from densekd.runs.fast_teacher import fast_teacher
     from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
     from densekd.runs.rehearsal import rehearse
@@ -208,7 +209,7 @@ def doctor(
         steps = total_steps(resolved, len(parts.data.train))
         rehearse(parts)
         teacher = build_teacher(parts)
-        distiller = build_distiller(parts, teacher)
+        distiller = build_distiller(parts, fast_teacher(parts, teacher))
         readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)
     if not quiet:
         for notice in [*parts.notices, *host_memory.notices(resolved.runtime), *readiness.notices]:

@@ -16,6 +16,7 @@ from densekd.models.names import auxiliary_tap
 from densekd.models.specs import ModelSpec
 from densekd.spec import Spec
 from densekd.tasks.specs import SegmentationSpec
+from densekd.teacher import EngineSpec
 from densekd.training.specs import RuntimeSpec, TermSpec, TrainSpec
 
 Positive = Annotated[float, Field(gt=0)]
@@ -71,6 +72,9 @@ class TeacherSpec(ModelSpec):
         default=None,
         description="for every class of the data those of the teacher that it stands for, {road: [road, parking], "
         "sky: sky}; [] where the teacher does not know it; null: the teacher's class of the same name",
+    )
+    engine: EngineSpec = Field(
+        default_factory=EngineSpec, description="how it is made fast; what that changes is measured before the run"
     )
     untrained: bool = Field(
         default=False, description="allow a teacher without trained weights (for tests of the machinery)"

@@ -16,6 +16,7 @@ from densekd.runs.images import images_of
 from densekd.runs.length import epochs_of
 from densekd.runs.memory import peak_bytes
 from densekd.runs.readiness import Readiness
+from densekd.teacher import EngineReport
 from densekd.training.objective import Objective
 from densekd.training.recorder import Recorder
 
@@ -30,6 +31,7 @@ class Account:
         before: the record of the run that is gone on with.
         readiness: what the checks before a distillation found.
         teacher_digest: of the teacher's weights; empty without a teacher.
+        engine: what was done to make the teacher fast.
         stored: the teacher's maps that the run reads; None where the teacher runs in every step.
         warnings: lines that the user sees and the record keeps.
     """
@@ -40,6 +42,7 @@ class Account:
     before: RunRecord | None = None
     readiness: Readiness | None = None
     teacher_digest: str = ""
+    engine: EngineReport | None = None
     stored: CacheRecord | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -111,7 +114,8 @@ class Account:
                 "or start again with --force"
             )
         miou = self.readiness.teacher_miou if self.readiness else None
-        return TeacherCost(**_network_cost(measured).model_dump(), miou=miou, sha256=digest)
+        engine = None if self.engine is None else self.engine.as_dict()
+        return TeacherCost(**_network_cost(measured).model_dump(), miou=miou, sha256=digest, engine=engine)
 
 
 def _device_name(parts: Parts) -> str:

@@ -36,7 +36,7 @@ from densekd.runs.synchronised import not_shared, require_acting, synchronised
 from densekd.runs.teacher_classes import TeacherClasses, teacher_classes
 from densekd.taps import preserved
 from densekd.tasks.segmentation import SegmentationTask
-from densekd.teacher import TeacherImages
+from densekd.teacher import TeacherImages, TeacherSource
 from densekd.training.batcher import Batcher, View
 from densekd.training.last_upsampling import Ending, LastUpsampling
 from densekd.training.specs import TermSpec, ViewsSpec
@@ -263,7 +263,7 @@ def _loss_options(term: TermSpec, ignore_index: int) -> dict[str, Any]:
     return {**known, **term.options}
 
 
-def build_distiller(parts: Parts, teacher: nn.Module) -> Distiller:
+def build_distiller(parts: Parts, teacher: nn.Module | TeacherSource) -> Distiller:
     """The distiller of the recipe's terms, dry-run on two training images. Adapters depend on the seed alone."""
     terms = [
         Term(

@@ -18,6 +18,7 @@ from densekd.runs.assemble import Parts, assemble, build_distiller, build_teache
 from densekd.runs.claim import Claim
 from densekd.runs.engine import require_plain_launch
 from densekd.runs.execution import Execution, Kind, method_of
+from densekd.runs.fast_teacher import fast_teacher
 from densekd.runs.folder import Run, require_writable
 from densekd.runs.fused import settle_fused
 from densekd.runs.images import images_of, require_same_images
@@ -150,7 +151,9 @@ def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bo
         def checked() -> Parts:
             parts = _parts(kind, claim, before, progress, ranks)
             total_steps(recipe, len(parts.data.train), parts.share.images)
-            distiller = build_distiller(parts, build_teacher(parts)) if kind == "distill" else None
+            distiller = None
+            if kind == "distill":
+                distiller = build_distiller(parts, fast_teacher(parts, build_teacher(parts), ranks, scored=False))
             parts.last = settle_fused(parts, distiller)
             return parts
 

@@ -21,6 +21,7 @@ from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.cache import stored_maps
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine, wrapped
+from densekd.runs.fast_teacher import fast_teacher
 from densekd.runs.folder import Run, start_folder
 from densekd.runs.fused import settle_fused
 from densekd.runs.identity import digests
@@ -169,7 +170,9 @@ class Execution:
         network = build_teacher(self.parts)
         self.account.teacher_digest = weights_digest(network)
         measured = self.parts.measured_teacher(network)
-        distiller = build_distiller(self.parts, network)
+        fast = fast_teacher(self.parts, network, self.ranks)
+        self.account.engine = fast.report
+        distiller = build_distiller(self.parts, fast)
         self.terms = list(zip((plan.name for plan in distiller.plans), self.recipe.terms, strict=True))
         self.parts.notices.extend(terms_not_shared(self.recipe, self.ranks.launch))
         self.parts.last = settle_fused(self.parts, distiller)

@@ -23,6 +23,7 @@ from densekd.runs.forecast import Forecast, forecast, training_batch
 from densekd.runs.teacher_view import scored_teacher
 from densekd.taps import holds_class_map, main_output, preserved
 from densekd.taps.outputs import describe
+from densekd.teacher import EngineReport, FrozenTeacher
 from densekd.teacher_exam import Exam, examine_teacher
 
 
@@ -43,6 +44,7 @@ class Readiness:
         seconds: time the checks took.
         unscored: why a teacher that should be examined was not; else empty.
         images: how many there are to train on, with and without labels, and in a batch.
+        engine: what was done to make the teacher fast, and what that changed; None for the plain one.
     """
 
     report: Report
@@ -54,6 +56,7 @@ class Readiness:
     seconds: float = 0.0
     unscored: str = ""
     images: str = ""
+    engine: EngineReport | None = None
 
     @property
     def teacher_miou(self) -> float | None:
@@ -82,6 +85,8 @@ class Readiness:
                 )
             yield _row(f"term {term.name}", found, verdict)
         yield from self._teacher_rows()
+        if self.engine is not None:
+            yield from _engine_rows(self.engine)
         if self.forecast is not None:
             yield from self._cost_rows(self.forecast)
 
@@ -169,6 +174,7 @@ def check_readiness(
             and before steps are timed.
     """
     begin = time.perf_counter()
+    engine = distiller.source.report if isinstance(distiller.source, FrozenTeacher) else None
     task, recipe = parts.task, parts.recipe
     batch, data_seconds = training_batch(parts)
     on_device = {
@@ -200,7 +206,7 @@ def check_readiness(
     notices += [] if exam is None else exam.notices
     notices += [f"pre-flight: {unscored}"] if unscored else []
     seconds = time.perf_counter() - begin
-    return Readiness(report, exam, cost, steps, problems, notices, seconds, unscored, parts.counts())
+    return Readiness(report, exam, cost, steps, problems, notices, seconds, unscored, parts.counts(), engine)
 
 
 def _gives_features(parts: Parts, distiller: Distiller, teacher: nn.Module, image: Tensor) -> str:
@@ -237,6 +243,20 @@ def _exam(parts: Parts, distiller: Distiller, teacher: nn.Module, watch: Callabl
             evaluation=recipe.evaluation,
             watch=watch,
         )
+
+
+def _engine_rows(report: EngineReport) -> Iterator[dict[str, str]]:
+    """What the fast copy is on one line, then what it changed."""
+    found = dict(report.rows())
+    done = [
+        found.pop("number format"),
+        f"{found.pop('batch norms folded')} batch norms folded",
+        found.pop("also"),
+        f"on {found.pop('device')}",
+    ]
+    yield _row("teacher made fast", f"{', '.join(done)}; {found.pop('chosen because')}", "-")
+    for what, value in found.items():
+        yield _row(f"teacher made fast: {what}", value, "-")
 
 
 def _row(what: str, value: str, verdict: str) -> dict[str, str]:

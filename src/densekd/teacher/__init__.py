@@ -12,3 +12,4 @@ from densekd.teacher.live import freeze as freeze
 from densekd.teacher.source import Batch as Batch
 from densekd.teacher.source import TeacherSource as TeacherSource
 from densekd.teacher.source import as_batch as as_batch
+from densekd.teacher.specs import EngineSpec as EngineSpec

@@ -195,7 +195,7 @@ def _along_outputs(layer: Any, scale: Tensor) -> Tensor:
 def _without_norm(norm: nn.Module) -> nn.Module:
     """What is left of a normalisation: nothing, or the dropout and activation that timm keeps in the same module."""
     if type(norm) in _PLAIN:
-        return nn.Identity()
+        return nn.Identity().eval()  # as the network that it becomes a part of
     rest = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
     rest = [module for module in rest if not isinstance(module, nn.Identity)]
     return rest[0] if len(rest) == 1 else nn.Sequential(*rest).eval()
