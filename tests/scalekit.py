@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from densekd.runs import distill
-from runkit import COLORS, NAMES
+from runkit import COLORS, EXACT, NAMES
 
 NETWORKS = """
 import torch
@@ -103,7 +103,7 @@ def distillation(root: Path, **changes: Any) -> dict[str, Any]:
     return recipe(
         root,
         **{
-            "teacher": {"model": f"{root}/nets.py:frozen", "options": {"width": 10}, "untrained": True},
+            "teacher": {"model": f"{root}/nets.py:frozen", "options": {"width": 10}, "untrained": True, "engine": EXACT},
             "terms": terms,
             "preflight": {"teacher_images": 2, "on_problem": "warn"},
             **changes,

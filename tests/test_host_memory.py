@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.runkit import make_place, recipe
 
 from densekd import host_memory
 from densekd.host_memory import ALLOCATOR, HUGE, Found, for_child, notices, read
+from runkit import make_place, recipe
 
 SMAPS = """\
 5581e0000000-5581e4000000 rw-p 00000000 00:00 0                          [heap]

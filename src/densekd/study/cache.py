@@ -12,24 +12,18 @@ from densekd.runs.assemble import build_distiller
 from densekd.runs.cache import Stored, Wish, stored_maps
 from densekd.runs.progress import Quiet
 from densekd.study.check import Opened
-from densekd.study.methods import Method
-from densekd.training.specs import TermSpec
+from densekd.study.methods import Method, tapping
+from densekd.teacher import FrozenTeacher
 
 
-def tapping(methods: Sequence[Method]) -> tuple[TermSpec, ...]:
-    """A term for each tap of the teacher that any of the methods reads."""
-    first: dict[str, TermSpec] = {}
-    for method in methods:
-        for term in method.terms:
-            first.setdefault(term.teacher, term)
-    return tuple(term.model_copy(update={"name": f"tap {place}"}) for place, term in enumerate(first.values()))
-
-
-def shared_maps(opened: Opened, methods: Sequence[Method], *, build: bool, watch: Quiet) -> CacheRecord | None:
+def shared_maps(
+    opened: Opened, teacher: FrozenTeacher, methods: Sequence[Method], *, build: bool, watch: Quiet
+) -> CacheRecord | None:
     """The set with the maps of all methods.
 
     Args:
         opened: data and networks of the study; they stay as they are.
+        teacher: the fast copy, with the taps of all methods.
         methods: all of the study's.
         build: build the set where it is missing, if somebody says yes; else say only what that would cost.
         watch: watches the build, may be asked, and is told.
@@ -44,19 +38,16 @@ def shared_maps(opened: Opened, methods: Sequence[Method], *, build: bool, watch
         return None
     recipe = opened.parts.recipe.model_copy(update={"terms": tapping(methods)})
     parts = replace(opened.parts, recipe=recipe, student=copy.deepcopy(opened.parts.student), notices=[])
-    distiller = build_distiller(parts, opened.teacher)
-    try:
-        if build:
-            return _recorded(stored_maps(parts, distiller, opened.sha256, progress=watch, say=watch.said))
-        wish = Wish.of(parts, distiller, opened.sha256)
-        found = wish.found(watch.said)
-        if found is not None:
-            return _recorded(found)
-        cost = wish.estimate()
-        watch.said(f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}"))
-        return None
-    finally:
-        distiller.close()
+    distiller = build_distiller(parts, teacher)  # not closed: it would close the teacher too
+    if build:
+        return _recorded(stored_maps(parts, distiller, opened.sha256, progress=watch, say=watch.said))
+    wish = Wish.of(parts, distiller, opened.sha256)
+    found = wish.found(watch.said)
+    if found is not None:
+        return _recorded(found)
+    cost = wish.estimate()
+    watch.said(f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}"))
+    return None
 
 
 def _recorded(stored: Stored) -> CacheRecord:

@@ -24,6 +24,7 @@ from densekd.runs.readiness import check_readiness
 from densekd.runs.rehearsal import rehearse
 from densekd.study.methods import NONE, Method
 from densekd.study.progress import Silent
+from densekd.teacher import FrozenTeacher
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def lengths_of(recipes: Sequence[tuple[Method, Recipe]], images: int) -> dict[st
 
 
 def require_ready(
-    opened: Opened, recipes: Sequence[tuple[Method, Recipe]], folder: Path, watch: Silent
+    opened: Opened, teacher: FrozenTeacher, recipes: Sequence[tuple[Method, Recipe]], folder: Path, watch: Silent
 ) -> tuple[dict[str, Forecast], list[str]]:
     """Build every method's distiller and check it on the first training batch, the teacher with the first of them.
 
     Args:
+        teacher: the fast copy, with the taps of all methods.
         recipes: the methods that have runs to do, with the recipe of one of them.
         folder: the study's, for the free disk.
         watch: sees how many were checked.
@@ -106,7 +108,7 @@ def require_ready(
             continue
         if looked:
             recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
-        cost, lines, wrong = _look(opened, method, recipe, folder, watch.run("check"))
+        cost, lines, wrong = _look(opened, teacher, method, recipe, folder, watch.run("check"))
         for line in lines:
             told.setdefault(line, []).append(method)
         problems += wrong
@@ -138,18 +140,15 @@ def _kind(method: Method) -> str:
 
 
 def _look(
-    opened: Opened, method: Method, recipe: Recipe, folder: Path, watch: Quiet
+    opened: Opened, teacher: FrozenTeacher, method: Method, recipe: Recipe, folder: Path, watch: Quiet
 ) -> tuple[Forecast | None, list[str], list[str]]:
     """Forecast, notices and problems of one method; the shared networks stay as they were."""
     # A copy, because a distiller freezes what takes no part in its own terms.
     parts = replace(opened.parts, recipe=recipe, student=copy.deepcopy(opened.parts.student), notices=[])
     steps = total_steps(recipe, len(parts.data.train))
     try:
-        distiller = build_distiller(parts, opened.teacher)
-        try:
-            found = check_readiness(parts, distiller, opened.teacher, steps=steps, folder=folder, watch=watch.examining)
-        finally:
-            distiller.close()
+        distiller = build_distiller(parts, teacher)  # not closed: it would close the teacher too
+        found = check_readiness(parts, distiller, opened.teacher, steps=steps, folder=folder, watch=watch.examining)
     except Exception as error:
         known = explained(error)
         if known is None:

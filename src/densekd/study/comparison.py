@@ -17,7 +17,8 @@ from densekd.records import Budget, CacheRecord, StudyFailure, StudyPlan, StudyT
 from densekd.runs import Run
 from densekd.runs.lock import claimed
 from densekd.study.cache import shared_maps, shared_words
-from densekd.study.check import Opened, lengths, lengths_of, open_study, require_ready
+from densekd.study.check import lengths, lengths_of, open_study, require_ready
+from densekd.study.engine import Settled, settle, settled_words
 from densekd.study.machine import Share
 from densekd.study.methods import Method
 from densekd.study.plan import plan_by_seconds, plan_by_steps, planned_steps, read_plan, told, write_plan
@@ -62,13 +63,13 @@ class Comparison:
         Raises:
             DensekdError: what `go` would raise before its first run.
         """
-        opened, _ = self._open()
         before = read_plan(self.folder)
-        tasks = self._tasks(before, opened)
+        settled, _ = self._open(before)
+        tasks = self._tasks(before, settled)
         self._require_budget(before, tasks)
         self._say(require_same(tasks, self.force))
-        self._check(opened, tasks)
-        shared_maps(opened, self.methods, build=False, watch=self.watch.run("cache"))
+        self._check(settled, tasks)
+        shared_maps(settled.opened, settled.fast, self.methods, build=False, watch=self.watch.run("cache"))
         return [task.name for task in tasks if task.action != "keep"]
 
     def go(self, command: str = "") -> Study:
@@ -97,43 +98,46 @@ class Comparison:
 
     def _ready(self) -> _Ready:
         """Everything before the first run."""
-        opened, steps = self._open()
         before = read_plan(self.folder)
-        tasks = self._tasks(before, opened)
+        settled, steps = self._open(before)
+        opened = settled.opened
+        tasks = self._tasks(before, settled)
         self._require_budget(before, tasks)
         require_same(tasks, self.force)
         require_unclaimed(tasks)
         files.sweep_temporaries(self.folder)
-        self._check(opened, tasks)
+        self._check(settled, tasks)
+        self.watch.said(settled_words(settled))
         teacher = score_teacher(opened, self.folder, self.watch.run("teacher"))
         self.watch.said(_teacher_words(teacher))
         taught = any(task.method.terms and task.action != "keep" for task in tasks)
         # Before anything is timed: a step that reads stored maps is another one than a step with a teacher.
-        cache = shared_maps(opened, self.methods, build=taught, watch=self.watch.run("cache"))
-        plan = self._plan(before, steps)
-        tasks = self._tasks(plan, opened)
+        cache = shared_maps(opened, settled.fast, self.methods, build=taught, watch=self.watch.run("cache"))
+        plan = self._plan(before, steps, settled)
+        tasks = self._tasks(plan, settled)
         # A budget of seconds may have left a costly method less than its warm-up.
         todo = [(task.method, task.recipe) for task in tasks if task.action != "keep"]
         lengths_of(todo, len(opened.parts.data.train))
         self._say(require_same(tasks, self.force))
         return _Ready(teacher, cache, plan, tasks)
 
-    def _open(self) -> tuple[Opened, dict[str, int]]:
+    def _open(self, before: StudyPlan | None) -> tuple[Settled, dict[str, int]]:
         distilled = next(method for method in self.methods if method.terms)
         recipe = distilled.recipe(self.base, self.seeds[0], threads=self.share.threads)
         opened = open_study(recipe, self.watch.run("check"))
-        return opened, lengths(opened, self.base, self.methods, self.seeds[0])
+        steps = lengths(opened, self.base, self.methods, self.seeds[0])
+        return settle(opened, self.base, self.methods, before), steps
 
-    def _tasks(self, plan: StudyPlan | None, opened: Opened) -> list[Task]:
+    def _tasks(self, plan: StudyPlan | None, settled: Settled) -> list[Task]:
         plan = plan if plan is not None and plan.budget == self.budget else None
         return plan_tasks(
-            self.base,
+            settled.base,
             self.methods,
             self.seeds,
             self.folder,
             steps=planned_steps(plan, self.methods),
             threads=self.share.threads,
-            teacher=opened.sha256,
+            teacher=settled.opened.sha256,
         )
 
     def _require_budget(self, before: StudyPlan | None, tasks: Sequence[Task]) -> None:
@@ -144,13 +148,13 @@ class Comparison:
                 "whose length changes, or another --out"
             )
 
-    def _check(self, opened: Opened, tasks: Sequence[Task]) -> None:
+    def _check(self, settled: Settled, tasks: Sequence[Task]) -> None:
         todo = [task for task in tasks if task.action != "keep"]
         first: dict[str, Task] = {}
         for task in todo:
             first.setdefault(task.method.name, task)
         recipes = [(task.method, task.recipe) for task in first.values()]
-        forecasts, lines = require_ready(opened, recipes, self.folder, self.watch)
+        forecasts, lines = require_ready(settled.opened, settled.fast, recipes, self.folder, self.watch)
         self._say(lines)
         counted = f"{len(todo)} of {len(tasks)} runs to do"
         if self.budget == "steps" and forecasts:
@@ -161,13 +165,14 @@ class Comparison:
             counted += f", about {max(1, round(seconds / 60))} min"
         self.watch.said(counted)
 
-    def _plan(self, before: StudyPlan | None, steps: Mapping[str, int]) -> StudyPlan:
+    def _plan(self, before: StudyPlan | None, steps: Mapping[str, int], settled: Settled) -> StudyPlan:
         """What every method may spend; on disk before the first run."""
         before = before if before is not None and before.budget == self.budget else None
         if self.budget == "steps":
-            plan = plan_by_steps(before, self.base, self.methods, steps, self.share)
+            plan = plan_by_steps(before, settled.base, self.methods, steps, self.share)
         else:
-            plan = plan_by_seconds(before, self.base, self.methods, steps, self.share, self.folder, self.watch)
+            plan = plan_by_seconds(before, settled.base, self.methods, steps, self.share, self.folder, self.watch)
+        plan = plan.model_copy(update={"teacher": settled.planned})
         write_plan(self.folder, plan)
         self._say(told(plan, self.methods))
         return plan

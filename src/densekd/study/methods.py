@@ -170,3 +170,12 @@ def where_of(terms: Sequence[TermSpec]) -> str:
     """The column `where` of these terms, told from their taps: class maps are `logits`, all others `features`."""
     found = {"logits" if term.student in _CLASS_MAPS and term.teacher in _CLASS_MAPS else "features" for term in terms}
     return "+".join(where for where in ("logits", "features") if where in found)
+
+
+def tapping(methods: Sequence[Method]) -> tuple[TermSpec, ...]:
+    """A term for each tap of the teacher that any of the methods reads."""
+    first: dict[str, TermSpec] = {}
+    for method in methods:
+        for term in method.terms:
+            first.setdefault(term.teacher, term)
+    return tuple(term.model_copy(update={"name": f"tap {place}"}) for place, term in enumerate(first.values()))

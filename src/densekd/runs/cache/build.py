@@ -15,7 +15,7 @@ from densekd.evaluate import autocast
 from densekd.failures import told
 from densekd.runs.assemble import Parts
 from densekd.taps import preserved
-from densekd.teacher import Batch
+from densekd.teacher import Batch, FrozenTeacher
 from densekd.training.loading import loaded
 from densekd.training.signals import Interrupted, StopSignals
 
@@ -50,6 +50,12 @@ class Filler:
         return {tap: (side.shape[1], side.shape[2], side.shape[3]) for tap, side in self.sides.items()}
 
     @property
+    def precision(self) -> str:
+        """Number format that the teacher runs in."""
+        source = self._distiller.source
+        return source.report.dtype if isinstance(source, FrozenTeacher) else self.parts.recipe.runtime.precision
+
+    @property
     def class_taps(self) -> tuple[str, ...]:
         """The taps that are the class map."""
         return tuple(tap for tap, side in self.sides.items() if side.is_class_map)
@@ -61,7 +67,7 @@ class Filler:
         return example.shape[2], example.shape[3]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's maps `(N, C, H, W)` of images as the student sees them, in the run's precision."""
+        """The teacher's maps `(N, C, H, W)` of images as the student sees them, in its own precision."""
         images = images.to(self.parts.device, non_blocking=True).contiguous(memory_format=self.parts.layout)
         prepare, source = self._distiller.teacher_images, self._distiller.source
         with torch.no_grad(), autocast(self.parts.device, self.parts.recipe.runtime.precision):

@@ -29,7 +29,7 @@ _PROBES = 4
 _PROBE_SIZE = (48, 64)
 
 
-def key_of(parts: Parts, spec: CacheSpec, sha256: str, shapes: Shapes) -> CacheKey:
+def key_of(parts: Parts, spec: CacheSpec, sha256: str, shapes: Shapes, precision: str) -> CacheKey:
     """The key of the set that holds these maps for the recipe's data.
 
     Not in it is what changes a map by rounding alone: device, threads, memory layout, batch size.
@@ -39,11 +39,12 @@ def key_of(parts: Parts, spec: CacheSpec, sha256: str, shapes: Shapes) -> CacheK
         spec: views, seed and encoding.
         sha256: digest of the teacher's weights.
         shapes: the taps that are stored.
+        precision: number format that the teacher runs in.
     """
     recipe = parts.recipe
     return CacheKey(
         {
-            "teacher": _teacher(recipe, sha256),
+            "teacher": _teacher(recipe, sha256, precision),
             "taps": {tap: list(shape) for tap, shape in sorted(shapes.items())},
             "data": {
                 **_images(parts),
@@ -57,7 +58,7 @@ def key_of(parts: Parts, spec: CacheSpec, sha256: str, shapes: Shapes) -> CacheK
     )
 
 
-def _teacher(recipe: Recipe, sha256: str) -> dict[str, Any]:
+def _teacher(recipe: Recipe, sha256: str, precision: str) -> dict[str, Any]:
     spec, own = require_teacher(recipe), teacher_input(recipe)
     file, colon, function = spec.model.rpartition(":")
     code = None
@@ -71,7 +72,7 @@ def _teacher(recipe: Recipe, sha256: str) -> dict[str, Any]:
         "code": code,
         "options": spec.model_dump(mode="json")["options"],
         "input": seen,
-        "precision": recipe.runtime.precision,
+        "precision": precision,
     }
 
 

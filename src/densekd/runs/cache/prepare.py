@@ -47,7 +47,7 @@ class Wish:
         spec = parts.recipe.distill.cache
         assert spec is not None  # the caller has looked
         filler = Filler(parts, distiller)
-        return cls(filler, spec, key_of(parts, spec, sha256, filler.shapes))
+        return cls(filler, spec, key_of(parts, spec, sha256, filler.shapes, filler.precision))
 
     @property
     def root(self) -> Path:
@@ -169,6 +169,21 @@ def stored_maps(
     stored = ranks.agreed("the teacher's maps, to read", lambda: _read(wish))
     say(stored.words())
     return stored
+
+
+def looked_at(parts: Parts, distiller: Distiller, sha256: str) -> tuple[list[str], Stored | None]:
+    """Whether the set is there, and else what building it would cost: lines for a user; nothing is built.
+
+    Returns:
+        Lines, and the set where it is there.
+    """
+    wish, lines = Wish.of(parts, distiller, sha256), list[str]()
+    found = wish.found(lines.append)
+    if found is not None:
+        return [*lines, found.words()], found
+    lines += stale(wish.root, wish.key)
+    cost = wish.estimate()
+    return [*lines, f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}")], None
 
 
 def _build(wish: Wish, progress: Quiet, ranks: Ranks, say: Say) -> bool:
