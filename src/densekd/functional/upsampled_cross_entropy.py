@@ -18,8 +18,10 @@ from densekd.functional.checks import (
 )
 from densekd.functional.derivatives import transformed
 from densekd.functional.upsampled_operator import definition, sums_operator
+from densekd.kernels import triton_obstacle
 
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "triton")
+_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def upsampled_cross_entropy(
@@ -56,9 +58,10 @@ def upsampled_cross_entropy(
         label_smoothing: e, from 0 to below 1.
         pixels: the denominator in place of that of this batch, a scalar tensor: where the batch is a part of a larger
             one.
-        backend: "torch" is the tiled version in plain torch, on any device; "auto" the fastest that runs here. Under
-            `torch.func` and forward-mode differentiation both are the plain definition, which makes the full-size
-            logits.
+        backend: "torch" is the tiled version in plain torch, on any device; "triton" are GPU kernels for float16,
+            bfloat16 and float32, for which the host waits for nothing: a label out of range is no error there but a
+            loss that is no number; "auto" is "triton" on CUDA where it can run, else "torch". Under `torch.func` and
+            forward-mode differentiation all are the plain definition, which makes the full-size logits.
 
     Returns:
         float32 scalar, float64 for float64 logits, whatever autocast says.
@@ -66,22 +69,24 @@ def upsampled_cross_entropy(
     Raises:
         ShapeError: shapes that do not belong together, one channel, a `size` that is not the labels'.
         DtypeError: logits that are no float maps, labels that are no integers.
-        ArgumentError: a label out of range, label smoothing outside [0, 1), another device, an unknown backend.
+        ArgumentError: a label out of range, label smoothing outside [0, 1), another device, an unknown backend or one
+            that cannot run here.
         SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it).
     """
     _check_shapes(logits, labels, size)
     check_flag("align_corners", align_corners)
     check_ignore_index(ignore_index)
-    check_label_values(labels, logits.shape[1], ignore_index)
+    triton = _choose(backend, logits)
+    if not triton:
+        check_label_values(labels, logits.shape[1], ignore_index)
     weights = _weights(class_weights, logits)
     smoothing = _smoothing(label_smoothing)
     _check_pixels(pixels)
-    check_choice("backend", backend, BACKENDS)
     if transformed(logits):
         total, weight = definition(logits, labels, weights, smoothing, ignore_index, align_corners)
     else:
         want = logits.requires_grad and torch.is_grad_enabled()
-        total, weight, _ = sums_operator(logits, labels, weights, smoothing, ignore_index, align_corners, False, want)
+        total, weight, _ = sums_operator(logits, labels, weights, smoothing, ignore_index, align_corners, triton, want)
     denominator = weight if pixels is None else pixels.to(total)
     return total / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
 
@@ -132,3 +137,20 @@ def _check_pixels(pixels: Any) -> None:
     if pixels is not None and (not isinstance(pixels, Tensor) or pixels.numel() != 1):
         came = tuple(pixels.shape) if isinstance(pixels, Tensor) else repr(pixels)
         raise ShapeError(f"pixels: expected a tensor of one number, got {came}")
+
+
+def _choose(backend: str, logits: Tensor) -> bool:
+    """Whether Triton's kernels compute this."""
+    check_choice("backend", backend, BACKENDS)
+    device, computes = logits.device, logits.dtype in _TYPES
+    if backend == "triton":
+        why = triton_obstacle(device.type, device.index)
+        if why is not None:
+            raise ArgumentError(f"backend 'triton' cannot run here: {why}")
+        if not computes:
+            raise DtypeError(
+                f"backend 'triton' computes in float32: expected float16, bfloat16 or float32 logits, got "
+                f"{logits.dtype}; use 'torch' or 'auto' for float64"
+            )
+        return True
+    return backend == "auto" and device.type == "cuda" and computes and triton_obstacle("cuda", device.index) is None

@@ -49,6 +49,10 @@ def _sums(
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(logits.device.type, enabled=False):
+        if triton:
+            from densekd.kernels.triton_upsampled_host import triton_sums  # Triton is loaded where it is chosen
+
+            return triton_sums(logits, labels, weights, smoothing, ignore_index, align_corners, want_gradient)
         return tiled(logits, labels, weights, smoothing, ignore_index, align_corners, want_gradient)
 
 
