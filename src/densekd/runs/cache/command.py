@@ -13,6 +13,7 @@ from densekd.records import CacheRecord
 from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
 from densekd.runs.cache.prepare import Wish, stored_maps
+from densekd.runs.fast_teacher import fast_teacher
 from densekd.runs.progress import Quiet
 from densekd.runs.ranks import Ranks
 
@@ -63,7 +64,7 @@ def _made(recipe: Recipe, progress: Quiet, ranks: Ranks) -> Iterator[tuple[Parts
         parts = assemble(recipe, watch=progress.checking, launch=ranks.launch)
         teacher = build_teacher(parts)
         sha256 = weights_digest(teacher)
-        return parts, build_distiller(parts, teacher), sha256
+        return parts, build_distiller(parts, fast_teacher(parts, teacher, ranks)), sha256
 
     parts, distiller, sha256 = ranks.agreed("data and networks", make)
     try:
