@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -87,3 +88,39 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
 def _extent(tensor: torch.Tensor) -> int:
     """Elements from the first to the last, gaps included."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def round_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter round float32 to bfloat16 to the nearest, as GPUs do (`cvt.rn`); by itself it cuts off.
+
+    The way back is done by torch too, which is faster.
+    """
+    from triton.language import bfloat16, float32
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(values, from_type, to_type, mode):  # type: ignore[no-untyped-def]
+        if (from_type, to_type) == (float32, bfloat16):
+            return torch.from_numpy(values.copy()).to(torch.bfloat16).view(torch.int16).numpy().view("uint16")
+        if (from_type, to_type) == (bfloat16, float32):
+            # the caller takes bits
+            return torch.from_numpy(values.view("int16").copy()).view(torch.bfloat16).float().numpy().view("uint32")
+        return convert(values, from_type, to_type, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+def changed_copy(module: ModuleType, folder: Path, old: str, new: str) -> ModuleType:
+    """The module with one piece of its source replaced, wherever it stands: a kernel that is wrong on purpose."""
+    assert module.__file__ is not None
+    text = Path(module.__file__).read_text()
+    assert old in text, f"{module.__name__} has no longer: {old}"
+    path = folder / "wrong_kernels.py"
+    path.write_text(text.replace(old, new))
+    spec = importlib.util.spec_from_file_location("wrong_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made

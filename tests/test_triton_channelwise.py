@@ -1,0 +1,207 @@
+"""channelwise_kl's Triton kernels in four tiers; see triton_tiers.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densekd import functional as F
+from densekd.errors import ArgumentError, DtypeError
+from densekd.functional import channelwise
+from densekd.kernels import loading, triton_obstacle
+from densekd.kernels.channelwise_plan import (
+    CACHED,
+    PROGRAMS,
+    RESIDENT,
+    gradient_scale,
+    make_plan,
+    power_of_two,
+    worth_it,
+)
+from densekd.kernels.strides import as_strided, position_order, strided
+from triton_tiers import needs_triton, run_interpreted
+
+MAP = torch.zeros(2, 3, 4, 8)
+
+
+@pytest.fixture
+def no_answers(monkeypatch):
+    """Nothing known about this machine yet, and a compiler on it."""
+    loading._obstacle.cache_clear()
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    yield
+    loading._obstacle.cache_clear()
+
+
+# --- tier 1: without Triton, or without a device -----------------------------------------------------------------
+
+
+def test_on_the_cpu_triton_is_refused_with_the_reason(no_answers):
+    with pytest.raises(ArgumentError, match=r"cannot run here: .*CUDA devices.*on cpu; move.*'auto' or 'torch'"):
+        F.channelwise_kl(MAP, MAP, backend="triton")
+
+
+def test_triton_that_is_not_installed_is_an_error_for_triton_alone(no_answers, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"cannot run here: it is not installed \(pip install triton\)"):
+        F.channelwise_kl(MAP, MAP, backend="triton")
+    assert F.channelwise_kl(MAP, MAP) == 0
+
+
+def test_triton_that_does_not_load_is_named(no_answers, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(loading.importlib, "import_module", lambda name: 1 / 0)
+    with pytest.raises(ArgumentError, match=r"does not load \(ZeroDivisionError: division by zero\)"):
+        F.channelwise_kl(MAP, MAP, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"capability": (7, 5)}, "compute capability 8.0 or newer, this one has 7.5"),
+        ({"hip": "6.0"}, "built for AMD's"),
+        ({"compiler": None}, "C compiler and finds none"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_what_a_device_lacks(change, words, no_answers, monkeypatch):
+    monkeypatch.setattr(loading.importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: change.get("capability", (9, 0)))
+    monkeypatch.setattr(torch.version, "hip", change.get("hip"))
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(loading.shutil, "which", lambda name: change.get("compiler", "/usr/bin/cc"))
+    found = triton_obstacle("cuda", 0)
+    assert found is None if words is None else words in found
+
+
+def fake(dtype=torch.float32, elements=10**6, device="cuda"):
+    return SimpleNamespace(dtype=dtype, device=torch.device(device), numel=lambda: elements)
+
+
+def test_auto_takes_triton_where_it_can_and_pays(monkeypatch):
+    ready = {"why": None}
+    monkeypatch.setattr(channelwise, "triton_obstacle", lambda *a: ready["why"])
+    assert channelwise._choose("auto", fake(), fake()) == "triton"
+    assert channelwise._choose("auto", fake(torch.bfloat16), fake(torch.float16)) == "triton"
+    assert channelwise._choose("auto", fake(), fake(torch.float64)) == "torch"
+    assert channelwise._choose("auto", fake(elements=100), fake(elements=100)) == "torch"
+    assert channelwise._choose("triton", fake(elements=100), fake(elements=100)) == "triton"
+    assert channelwise._choose("auto", fake(device="mps"), fake(device="mps")) == "torch"
+    assert channelwise._choose("auto", fake(device="cpu"), fake(device="cpu")) == "blocked"
+    with pytest.raises(DtypeError, match="float64"):
+        channelwise._choose("triton", fake(), fake(torch.float64))
+    ready["why"] = "it is not installed"
+    assert channelwise._choose("auto", fake(), fake()) == "torch"
+    assert worth_it(65_536)
+    assert not worth_it(65_535)
+
+
+def test_how_the_gradient_is_kept():
+    assert gradient_scale(torch.float32, 4.0, 0.5) == (2.0, 1.0)
+    assert gradient_scale(torch.bfloat16, 4.0, 0.5) == (2.0, 1.0)
+    kept, left = gradient_scale(torch.float16, 4.0, 0.5)
+    assert kept * left == 2.0
+    assert kept < torch.finfo(torch.float16).max  # of q - p = 1
+    assert kept / 2**21 > torch.finfo(torch.float16).tiny  # of an even row of two million positions
+
+
+# --- how rows are spread -----------------------------------------------------------------------------------------
+
+SIZES = st.tuples(
+    st.integers(1, 64), st.integers(1, 2048), st.one_of(st.integers(1, 40_000), st.integers(1, 2**21 + 9))
+)
+
+
+@given(sizes=SIZES, itemsize=st.sampled_from([2, 4]), flat=st.booleans(), processors=st.sampled_from([16, 108, 132]))
+def test_every_position_of_every_row_is_in_one_part(sizes, itemsize, flat, processors):
+    images, channels, positions = sizes
+    plan = make_plan(*sizes, itemsize=itemsize, rows_lie_flat=flat, multiprocessors=processors)
+    assert plan.channels == power_of_two(plan.channels) <= power_of_two(channels)
+    assert plan.positions == power_of_two(plan.positions) >= 16
+    assert plan.warps in (4, 8, 16, 32)
+    assert plan.channels * plan.positions <= max(RESIDENT, 16 * plan.channels)
+    if plan.way == "resident":
+        assert plan.positions >= positions
+    elif plan.way == "streamed":
+        assert 2 * itemsize * plan.channels * positions <= CACHED
+    else:
+        assert plan.part % plan.positions == 0
+        assert (plan.parts - 1) * plan.part < positions <= plan.parts * plan.part
+        programs = images * -(-channels // plan.channels) * plan.parts
+        short = plan.part <= 5 * plan.positions or plan.parts * plan.channels > 2048 or plan.parts > 1000
+        assert short or programs >= PROGRAMS * processors // 2
+
+
+def test_few_long_rows_fill_an_h200():
+    plan = make_plan(2, 19, 512 * 1024, itemsize=4, rows_lie_flat=True, multiprocessors=132)
+    assert plan.way == "split"
+    assert 38 * plan.parts >= 7 * 132
+    assert make_plan(16, 150, 128 * 128, itemsize=2, rows_lie_flat=True, multiprocessors=132).way == "resident"
+    assert make_plan(8, 512, 128 * 128, itemsize=4, rows_lie_flat=True, multiprocessors=132).way == "resident"
+    assert make_plan(16, 150, 192 * 128, itemsize=2, rows_lie_flat=True, multiprocessors=132).way == "streamed"
+    assert make_plan(1, 1, 2**21, itemsize=4, rows_lie_flat=True, multiprocessors=132).parts >= 128
+
+
+@pytest.mark.parametrize(
+    ("made", "strides"),
+    [
+        (torch.zeros(2, 3, 4, 5), (60, 20, 1)),
+        (torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last), (60, 1, 3)),
+        (torch.zeros(2, 3, 5, 4).transpose(2, 3), (60, 20, 1)),
+        (torch.zeros(2, 3, 4, 1), (12, 4, 1)),
+        (torch.zeros(2, 3, 4, 10)[..., ::2], (120, 40, 2)),
+        (torch.zeros(2, 3, 4, 10)[..., :5], None),
+        (torch.zeros(4, 3, 2, 5).transpose(0, 2), None),
+        (torch.zeros(2, 3, 6), (18, 6, 1)),
+        (torch.zeros(2, 6, 3).transpose(1, 2), (18, 1, 3)),
+        (torch.zeros(2, 3, 1, 1), (3, 1, 1)),
+    ],
+    ids=str,
+)
+def test_three_strides(made, strides):
+    turned = made.permute(position_order(made))
+    found = strided(turned)
+    assert (None if found is None else found[1:]) == strides
+    copied = as_strided(turned)
+    flat = copied.tensor.as_strided((*made.shape[:2], made[0, 0].numel()), copied[1:])
+    assert torch.equal(flat, turned.flatten(2))
+
+
+# --- tier 2: interpreted -----------------------------------------------------------------------------------------
+
+
+@needs_triton
+@pytest.mark.slow
+def test_interpreted_kernels():
+    assert "passed" in run_interpreted("interpreted_channelwise.py", "-m", "not long")
+
+
+@needs_triton
+@pytest.mark.long
+def test_interpreted_kernels_in_more_cases():
+    assert "passed" in run_interpreted("interpreted_channelwise.py", "-m", "long")
+
+
+@pytest.mark.slow
+def test_triton_is_not_loaded_on_the_cpu():
+    script = (
+        "import sys, torch, densekd.functional as F, densekd.losses, densekd.distiller\n"
+        "maps = torch.randn(2, 3, 4, 5, requires_grad=True)\n"
+        "F.channelwise_kl(maps, torch.randn(2, 3, 4, 5)).backward()\n"
+        "try:\n    F.channelwise_kl(maps, maps, backend='triton')\nexcept Exception as error:\n    print(error)\n"
+        "print('triton' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    error, loaded = done.stdout.splitlines()
+    assert "cannot run here" in error
+    assert loaded == "False"
