@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from densekd.errors import DensekdError
 from densekd.failures import out_of_memory
 from densekd.teacher.engine import Engine
 from densekd.teacher.engine_report import Candidate
 from densekd.teacher.fidelity import MapError
 from densekd.teacher.precision import Precision, convert
-from densekd.teacher.source import Batch
 
 # What a reduced format may cost, and what it must bring.
 LARGEST_ERROR = 0.01
@@ -25,6 +25,7 @@ class Measured:
     """What one engine was found to do."""
 
     errors: dict[str, MapError]
+    agreement: float | None
     miou: float | None
 
     @property
@@ -36,8 +37,11 @@ class Measured:
         return max(error.softened for error in self.errors.values())
 
 
-def in_format(engine: Engine, name: str, batch: Batch) -> tuple[Engine, str | None]:
-    """A copy of the engine in a reduced format, and a notice where its weights could not be converted.
+Measure = Callable[[Engine], Measured]
+
+
+def in_format(engine: Engine, name: str, measure: Measure) -> tuple[Engine, Measured, str | None]:
+    """A copy of the engine in a reduced format, what it does, and a notice where its weights could not be converted.
 
     Autocast takes over where the network does not run with converted weights, as when it makes float32 tensors of its
     own.
@@ -45,15 +49,20 @@ def in_format(engine: Engine, name: str, batch: Batch) -> tuple[Engine, str | No
     reduced = _copy(engine, Precision(name))
     convert(reduced.network, reduced.precision.dtype)
     try:
-        reduced.maps(batch)
+        return reduced, measure(reduced), None
     except (RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, DensekdError):
             raise
-        words = " ".join(str(error).split())[:150]
-        return _copy(engine, Precision(name, autocast=True)), (
-            f"the teacher does not run with its weights in {name} ({type(error).__name__}: {words}); autocast is used"
+        notice = (
+            f"the teacher does not run with its weights in {name} ({type(error).__name__}: {_short(error)}); autocast "
+            "is used"
         )
-    return reduced, None
+    reduced = _copy(engine, Precision(name, autocast=True))
+    return reduced, measure(reduced), notice
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
 
 
 def _copy(engine: Engine, precision: Precision) -> Engine:
@@ -71,8 +80,7 @@ class _Tried:
 
 def choose(
     exact: Engine,
-    batch: Batch,
-    measure: Callable[[Engine], Measured],
+    measure: Measure,
     seconds: Callable[[Sequence[Engine]], list[float]],
 ) -> tuple[Engine, str, list[Candidate], list[str]]:
     """The fastest engine that is true enough: its softened maps err by at most 1%, its mIoU moves by at most 0.1 point
@@ -85,23 +93,22 @@ def choose(
     tried, notices, failed = [plain], [], []
     for name in ("bfloat16", "float16") if exact.device.type == "cuda" else ("bfloat16",):
         try:
-            engine, notice = in_format(exact, name, batch)
-            tried.append(_Tried(engine, measure(engine)))
+            engine, measured, notice = in_format(exact, name, measure)
         except (RuntimeError, TypeError, ValueError) as error:
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, DensekdError):
                 raise
-            words = " ".join(str(error).split())[:150]
-            failed.append(Candidate(name, False, None, None, None, f"does not run: {type(error).__name__}: {words}"))
+            verdict = f"does not run ({type(error).__name__}: {_short(error)})"
+            failed.append(Candidate(name, True, None, None, None, verdict))
             continue
+        tried.append(_Tried(engine, measured))
         notices += [f"{notice}"] if notice else []
     for candidate, taken in zip(tried, seconds([candidate.engine for candidate in tried]), strict=True):
         candidate.seconds = taken
-    refused = {id(t): _why_not(t, plain) for t in tried[1:]}
-    able = [t for t in tried if refused.get(id(t)) is None]
-    best = min(able, key=lambda t: t.seconds)
-    listed = [_candidate(t, best, refused.get(id(t))) for t in tried]
+    verdicts = [None, *(_why_not(t, plain) for t in tried[1:])]
+    best = min((t for t, verdict in zip(tried, verdicts, strict=True) if verdict is None), key=lambda t: t.seconds)
+    listed = [_candidate(t, best, verdict) for t, verdict in zip(tried, verdicts, strict=True)]
     notices = notices if best.engine.precision.autocast else []
-    return best.engine, _why(best, plain, refused, tried), [*listed, *failed], notices
+    return best.engine, _why(best, plain, [*listed, *failed]), [*listed, *failed], notices
 
 
 def _why_not(tried: _Tried, plain: _Tried) -> str | None:
@@ -124,12 +131,11 @@ def _candidate(tried: _Tried, best: _Tried, refused: str | None) -> Candidate:
     return Candidate(precision.name, precision.autocast, tried.seconds, softened, measured.miou, verdict)
 
 
-def _why(best: _Tried, plain: _Tried, refused: dict[int, str | None], tried: Sequence[_Tried]) -> str:
+def _why(best: _Tried, plain: _Tried, listed: Sequence[Candidate]) -> str:
     if best is not plain:
         moved = "" if best.measured.miou is None else ", and its mIoU stays within 0.1 point"
         return (
             f"{plain.seconds / best.seconds:.2f} times as fast as float32; its softened maps err by "
             f"{100 * best.measured.softened:.2g}%{moved}"
         )
-    others = [f"{t.engine.precision.name}: {refused[id(t)]}" for t in tried if t is not plain]
-    return "; ".join(others) or "no other format runs"
+    return "; ".join(f"{other.dtype}: {other.verdict}" for other in listed if other.dtype != "float32")

@@ -20,7 +20,7 @@ from densekd.teacher.precision import Precision, images_last
 from densekd.teacher.source import Batch
 
 
-@dataclass
+@dataclass(eq=False)
 class Engine:
     """A network and how it is run.
 
@@ -44,16 +44,25 @@ class Engine:
 
     def maps(self, batch: Batch) -> dict[str, Tensor]:
         """The tapped maps, on the engine's device, as the network gave them."""
-        parts = [self._part(part) for part in self.parts(batch)]
-        if len(parts) == 1:
-            return parts[0]
-        return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
+        return _joined([self._part(part) for part in self.parts(batch)])
 
     def outputs(self, batch: Batch) -> Iterator[Any]:
         """The network's own output of each part of the batch, run operator by operator."""
         for part in self.parts(batch):
             with self.precision.around(self.device.type):
                 yield self.network(*part.args, **part.kwargs)
+
+    def whole(self, batch: Batch) -> tuple[dict[str, Tensor], list[Any]]:
+        """The tapped maps, and the network's own output of each part of the batch."""
+        if self.compiled is not None or self.graphs is not None:
+            return self.maps(batch), list(self.outputs(batch))
+        outputs, parts = [], []
+        for part in self.parts(batch):
+            with self.precision.around(self.device.type):
+                output, maps = self.reader.run(self.network, part.args, part.kwargs)
+            outputs.append(output)
+            parts.append(maps)
+        return _joined(parts), outputs
 
     def prepared(self, batch: Batch) -> Batch:
         """The batch on the engine's device, in its size, number format and memory format."""
@@ -87,6 +96,12 @@ class Engine:
             if self.compiled is None or torch.compiler.is_compiling():
                 return self.reader.run(self.network, batch.args, batch.kwargs)[1]
             return self.compiled(self.reader, self.network, batch)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from densekd.teacher.engine_report import Candidate, EngineReport
 from densekd.teacher.fold import Folded, fold_batchnorm
 from densekd.teacher.frozen import FrozenTeacher
 from densekd.teacher.graph import Graphs
-from densekd.teacher.plain import Plain, plain_teacher, race, told
+from densekd.teacher.plain import Compared, Plain, plain_teacher, race, told
 from densekd.teacher.precision import channels_last
 from densekd.teacher.rounding import check_rounding
 from densekd.teacher.source import as_batch
@@ -122,14 +122,19 @@ class _Making:
     folded: Folded = field(default_factory=Folded)
     notices: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    compared: dict[Engine, Compared] = field(default_factory=dict)
+    scores: dict[Engine, float | None] = field(default_factory=dict)
+    seconds: dict[Engine, float] = field(default_factory=dict)
 
     def make(self, teacher: nn.Module) -> FrozenTeacher:
         options, plain = self.options, self.plain
         exact = self._exact(teacher)
         engine, why = self._in_format(exact)
         if options.compile:
+            self._forget(engine)
             engine.compiled = Compiled()
         if options.cuda_graph is not False and engine.device.type == "cuda":
+            self._forget(engine)
             engine.graphs = Graphs(required=options.cuda_graph is True)
             for _ in range(2):  # the second run of a shape records it
                 engine.maps(plain.batch)
@@ -163,7 +168,7 @@ class _Making:
 
     def _check_exact(self, engine: Engine, what: str) -> None:
         try:
-            errors = self.plain.errors(engine)
+            errors = self._compared(engine).errors
         except (AttributeError, RuntimeError) as error:
             if not self.folded.folded:
                 raise
@@ -178,24 +183,43 @@ class _Making:
         if name == "float32":
             return exact, "asked for"
         if name != "auto":
-            engine, notice = in_format(exact, name, self.plain.batch)
+            engine, _, notice = in_format(exact, name, self._measured)
             self.notices.extend([notice] if notice else [])
             return engine, "asked for"
-        engine, why, self.candidates, notices = choose(
-            exact, self.plain.batch, self._measured, lambda engines: race(engines, self.plain.batch)
-        )
+        engine, why, self.candidates, notices = choose(exact, self._measured, self._race)
         self.notices.extend(notices)
         return engine, why
 
     def _measured(self, engine: Engine) -> Measured:
-        count = self.plain.score(engine)
-        return Measured(self.plain.errors(engine), None if count is None else count.miou)
+        compared = self._compared(engine)
+        if engine not in self.scores:
+            count = self.plain.score(engine)
+            self.scores[engine] = None if count is None else count.miou
+        return Measured(compared.errors, compared.agreement, self.scores[engine])
+
+    def _compared(self, engine: Engine) -> Compared:
+        if engine not in self.compared:
+            self.compared[engine] = self.plain.compare(engine)
+        return self.compared[engine]
+
+    def _race(self, engines: Sequence[Engine]) -> list[float]:
+        """Seconds of each engine, and the plain one's at the same time."""
+        plain, *seconds = race([self.plain.engine, *engines], self.plain.batch)
+        self.seconds = dict(zip(engines, seconds, strict=True))
+        self.seconds[self.plain.engine] = plain
+        return seconds
+
+    def _forget(self, engine: Engine) -> None:
+        """What was measured of an engine that is changed now; its answers class by class stay what they were."""
+        self.compared.pop(engine, None)
+        self.seconds.pop(engine, None)
 
     def _report(self, engine: Engine, why: str) -> EngineReport:
         plain, options = self.plain, self.options
         measured = self._measured(engine)
         self._judge(engine, measured)
-        seconds_plain, seconds = race([plain.engine, engine], plain.batch)
+        if engine not in self.seconds:
+            self._race([engine])
         return EngineReport(
             dtype=engine.precision.name,
             autocast=engine.precision.autocast,
@@ -211,12 +235,12 @@ class _Making:
             example=tuple(plain.batch.images.shape),
             temperature=options.temperature,
             errors=measured.errors,
-            agreement=plain.agreement(engine),
+            agreement=measured.agreement,
             miou_plain=None if plain.counts is None else plain.counts.miou,
             miou=measured.miou,
             held_out=0 if plain.counts is None else plain.counts.images,
-            seconds_plain=seconds_plain,
-            seconds=seconds,
+            seconds_plain=self.seconds[plain.engine],
+            seconds=self.seconds[engine],
             candidates=tuple(self.candidates),
             notices=tuple(dict.fromkeys([*plain.notices, *self.notices])),
         )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from densekd.teacher.source import Batch
 
 # Rounds of a race end after this many, or after the first that began so many seconds after the start.
 _ROUNDS, _SECONDS = 5, 4.0
+
+
+class Compared(NamedTuple):
+    """The error of each tap's maps, and the share of positions with the same class; None without class maps."""
+
+    errors: dict[str, MapError]
+    agreement: float | None
 
 
 @dataclass
@@ -54,23 +61,24 @@ class Plain:
 
     def read(self, engine: Engine) -> dict[str, Tensor]:
         """An engine's maps of the example, `(N, C, H, W)` each."""
+        return self._upright(engine.maps(self.batch), engine)
+
+    def _upright(self, raw: dict[str, Tensor], engine: Engine) -> dict[str, Tensor]:
         images = self.batch.images
         size = (images.shape[2], images.shape[3]) if engine.size is None else engine.size
-        return {tap: self.layouts[tap].to_nchw(tapped, size) for tap, tapped in engine.maps(self.batch).items()}
+        return {tap: self.layouts[tap].to_nchw(tapped, size) for tap, tapped in raw.items()}
 
-    def errors(self, engine: Engine) -> dict[str, MapError]:
-        """The error of an engine's maps of the example, by tap."""
-        return map_errors(self.read(engine), self.maps, self.options.temperature)
-
-    def agreement(self, engine: Engine) -> float | None:
-        """The share of positions of the example where an engine answers the same class; None without class maps."""
+    def compare(self, engine: Engine) -> Compared:
+        """An engine's maps of the example, and the classes it answers, against the plain teacher's."""
+        raw, outputs = engine.whole(self.batch)
+        errors = map_errors(self._upright(raw, engine), self.maps, self.options.temperature)
         if not self.classes:
-            return None
+            return Compared(errors, None)
         same = total = 0
-        for ours, theirs in zip(_classes(engine, self.batch), self.classes, strict=True):
+        for ours, theirs in zip(_classes(outputs), self.classes, strict=True):
             equal = ours.to(theirs.device) == theirs
             same, total = same + int(equal.sum()), total + equal.numel()
-        return same / total
+        return Compared(errors, same / total)
 
     def score(self, engine: Engine) -> MiouCount | None:
         """An engine's intersections and unions on the held-out batches; None without labels."""
@@ -92,8 +100,8 @@ class Plain:
         return count
 
 
-def _classes(engine: Engine, batch: Batch) -> list[Tensor]:
-    found = [class_map(output) for output in engine.outputs(batch)]
+def _classes(outputs: list[Any]) -> list[Tensor]:
+    found = [class_map(output) for output in outputs]
     return [answered(logits) for logits in found if logits is not None]
 
 
@@ -140,8 +148,7 @@ def _look(
             tap: find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the teacher")
             for tap, tapped in found.maps.items()
         }
-        raw = engine.maps(batch)
-        classes = _classes(engine, batch)
+        raw, outputs = engine.whole(batch)
     maps = {tap: layouts[tap].to_nchw(tapped, size) for tap, tapped in raw.items()}
     for tap, tapped in maps.items():
         if not bool(tapped.isfinite().all()):
@@ -162,7 +169,7 @@ def _look(
         maps,
         layouts,
         _class_taps(engine, found.output, maps),
-        classes,
+        _classes(outputs),
         main_output(found.output).shape[1] if whole else None,
         [*notices, *found.notices, *read],
         held_out,
