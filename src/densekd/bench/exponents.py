@@ -1,4 +1,7 @@
-"""How a cost grows: exponents fitted to the cases of `densekd bench scaling`."""
+"""How a cost grows: exponents fitted to the cases of `densekd bench scaling`.
+
+Time is the process's CPU time, which other processes disturb less than wall time.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def exponent(cases: Sequence[BenchCase], axis: Axis) -> Exponent:
     """The fit of one method along one axis.
 
     Args:
-        cases: of one method; every one with as many samples, of which those of one place are of one round.
+        cases: of one method; each with as many samples as the others, those in one place of one round.
         axis: which size changes.
 
     Raises:
@@ -89,11 +92,11 @@ def exponent(cases: Sequence[BenchCase], axis: Axis) -> Exponent:
     found = along(cases, axis)
     every = [case.extra["shape"][AXES.index(axis)] for case in found]
     fitted, sizes = found[-FITTED:], every[-FITTED:]
-    rounds = [slope(sizes, costs) for costs in zip(*(case.samples for case in fitted), strict=True)]
+    rounds = [slope(sizes, costs) for costs in zip(*(case.extra["cpu_samples"] for case in fitted), strict=True)]
     return Exponent(
         method=fitted[-1].variant,
         axis=axis,
-        time=slope(sizes, [case.median_seconds for case in fitted]),
+        time=slope(sizes, [case.extra["cpu_seconds"] for case in fitted]),
         low=min(rounds),
         high=max(rounds),
         memory=growth(every, [case.peak_bytes or 0 for case in found]),

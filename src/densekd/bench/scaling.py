@@ -97,7 +97,7 @@ def run(
 
 
 def rows(record: BenchRecord) -> list[dict[str, Any]]:
-    """One flat row per method, for a table: exponents of time with those of single rounds, and of memory."""
+    """One flat row per method, for a table: exponents of CPU time with those of single rounds, and of memory."""
     cost = {case.variant: case.extra["cost"] for case in record.cases}
     return [
         {
@@ -186,6 +186,7 @@ def _case(label: str, axis: str, shape: Shape, one: Contender, timing: runner.Ti
             "axis": axis,
             "shape": list(shape),
             "cpu_seconds": timing.cpu_median,
+            "cpu_samples": timing.cpu,
             "peak_maps": peak / (4 * math.prod(shape)),
             "cost": "not stated" if one.loss is None else one.loss.cost or "not stated",
         },

@@ -175,7 +175,7 @@ def scaling(
         write_figure(figure, record)
     for line in [] if quiet else bench.left_out(record):
         complain(line)
-    title = f"exponents of time (medians; single rounds) and of memory, {threads} CPU thread(s)"
+    title = f"exponents of CPU time (medians; single rounds) and of memory, {threads} CPU thread(s)"
     _finish(out, record, bench.rows(record), title, quiet, as_json)
     if not quiet and "linear" in record.environment:
         complain(record.environment["linear"])
