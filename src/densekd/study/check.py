@@ -108,7 +108,7 @@ def require_ready(
             continue
         if looked:
             recipe = recipe.model_copy(update={"preflight": recipe.preflight.model_copy(update={"teacher_images": 0})})
-        cost, lines, wrong = _look(opened, teacher, method, recipe, folder, watch.run("check"))
+        cost, lines, wrong = _look(opened, method, recipe, folder, watch.run("check"), teacher)
         for line in lines:
             told.setdefault(line, []).append(method)
         problems += wrong
@@ -140,7 +140,7 @@ def _kind(method: Method) -> str:
 
 
 def _look(
-    opened: Opened, teacher: FrozenTeacher, method: Method, recipe: Recipe, folder: Path, watch: Quiet
+    opened: Opened, method: Method, recipe: Recipe, folder: Path, watch: Quiet, teacher: FrozenTeacher
 ) -> tuple[Forecast | None, list[str], list[str]]:
     """Forecast, notices and problems of one method; the shared networks stay as they were."""
     # A copy, because a distiller freezes what takes no part in its own terms.
