@@ -174,3 +174,12 @@ class TestInADistiller:
         distiller = Distiller(network(4), source, own, images(2, *SIZE))
         assert tuple(distiller.plans[0].teacher.shape) == (2, *shape)
         source.close()
+
+    @pytest.mark.slow
+    def test_compiled(self, source):
+        plain = Distiller(network(4, classes=6, seed=2), source, terms(), images(1, *SIZE))
+        compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager")
+        for chosen in (CHOSEN, CHOSEN.flip(0)):
+            one, other = (each(batch_of(chosen), samples=chosen) for each in (plain, compiled))
+            torch.testing.assert_close(other.loss, one.loss)
+            other.loss.backward()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +15,20 @@ from torch import Tensor
 from densekd.errors import ArgumentError, CacheError, ShapeError
 from densekd.teacher import Batch
 from densekd.teacher_cache.reader import MapReader
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def _uncompiled(call: _Call) -> _Call:
+    """As `torch.compiler.disable`, which would import the compiler: files are read outside of a graph."""
+
+    @functools.wraps(call)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        compiler: Any = sys.modules.get("torch._dynamo")
+        return call(*args, **kwargs) if compiler is None else compiler.disable(call)(*args, **kwargs)
+
+    outside._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cast("_Call", outside)
 
 
 class CachedTeacher:
@@ -56,6 +72,7 @@ class CachedTeacher:
         """
         return self.submit(batch)()
 
+    @_uncompiled
     def submit(self, batch: Batch) -> Callable[[], dict[str, Tensor]]:
         """Start reading in other threads; the call that is returned waits for them and gives the maps.
 
@@ -65,7 +82,7 @@ class CachedTeacher:
         device = self._check(batch)
         pinned = device.type == "cuda"
         wait = self.reader.read_stored(_samples(batch), self.taps, pool=self._threads(), pinned=pinned)
-        return lambda: {tap: stored.to(device).unpacked() for tap, stored in wait().items()}
+        return _uncompiled(lambda: {tap: stored.to(device).unpacked() for tap, stored in wait().items()})
 
     def example(self, batch: Batch) -> dict[str, Tensor]:
         """Maps for a dry run: those of the batch's samples, or without any the set's first sample for every image.
