@@ -388,3 +388,39 @@ def test_costs_of_methods_are_multiples_of_the_plain_error(tool: Any, repository
         "| `dist` | 2.5 | 2.0 |  |  | 1,234 | N C P |",
     ]
     assert check(tool, repository, (repository / "README.md").read_text()) == 0
+
+
+def test_exponents_stand_in_a_row_per_loss(tool: Any, repository: Path) -> None:
+    fit = {"exponent": 1.0, "exponent_low": 0.9, "exponent_high": 1.25, "memory_exponent": 2.0}
+    case = {"median_seconds": 1.0, "ratio": None, "samples": [1.0], "variant": "pairwise"}
+    cases = [
+        {**case, "name": f"{axis}:1x2", "extra": {"axis": axis, "cost": "N C P", **fit, "exponent": place + 1.0}}
+        for place, axis in enumerate("NCHW")
+    ]
+    small = {**case, "name": "base:1x1", "extra": {"axis": "base", "cost": "N C P"}}
+    record = {"bench": "scaling", "device": "cpu", "threads": 1, "command": "c", "commit": "", "load": []}
+    found = drawn(tool, repository, "scaling", {"schema": 1, **record, "cases": [small, *cases], "environment": {}})
+    assert found[2] == (
+        "| `pairwise` | 1.00 (0.90 to 1.25) | 2.00 (0.90 to 1.25) | 3.00 (0.90 to 1.25) | 4.00 (0.90 to 1.25) "
+        "| 2.00 | 2.00 | 2.00 | 2.00 | N C P |"
+    )
+    assert found[0].startswith("| loss | time, N | time, C |")
+    assert len(found) == 3
+
+
+def test_stored_views_stand_beside_the_live_teacher(tool: Any, repository: Path) -> None:
+    gap = {"mean": -0.01, "low": -0.02, "high": 0.0, "n": 3}
+    live = {
+        "name": "live",
+        "final": scores([0.5, 0.5]),
+        "gain": {**gap, "mean": 0.04},
+        "to_live": {"mean": 0.0, "low": 0.0, "high": 0.0},
+        "seconds_per_step": 0.08,
+        "times_alone": 2.5,
+    }
+    cache = {"bytes": 2_100_000, "build_seconds": 7.4, "errors": {"logits": {"mean": 0.0033, "max": 0.01}}}
+    stored = {**live, "name": "cache-1", "to_live": gap, "times_alone": 1.1, "cache": cache}
+    assert drawn(tool, repository, "views", {"schema": 1, "variants": [live, stored]})[2:] == [
+        "| live | 50.0 ± 1.2 | +4.0 [-2.0, +0.0] |  | 80 | 2.50 |  |  |  |",
+        "| cache-1 | 50.0 ± 1.2 | +4.0 [-2.0, +0.0] | -1.0 [-2.0, +0.0] | 80 | 1.10 | 2.1 | 7 | 0.33 |",
+    ]

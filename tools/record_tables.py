@@ -2,7 +2,8 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published),
+`methods` (`densekd bench methods`), `scaling` (`densekd bench scaling`: exponents), `views` (`cache_views.py`: what
+stored views cost and give), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published),
 `networks` (what the networks with short names stand for and cost).
 """
 
@@ -172,6 +173,62 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
     return _rows([*header, "parameters", "grows as"], rows)
 
 
+def scaling(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per loss: along each axis the exponent of time with those of single rounds, and that of memory."""
+    largest = {
+        (case["variant"], case["extra"]["axis"]): case["name"]
+        for case in record["cases"]
+        if "exponent" in case["extra"]
+    }
+    rows = []
+    for variant in dict.fromkeys(case["variant"] for case in record["cases"]):
+        times, memory = [], []
+        for axis in "NCHW":
+            place = f"cases[name={largest[variant, axis]},variant={variant}].extra"
+            time, low, high = (_mark(file, f"{place}.exponent{end} .2f") for end in ("", "_low", "_high"))
+            times.append(f"{time} ({low} to {high})")
+            memory.append(_mark(file, f"{place}.memory_exponent .2f"))
+        cost = _mark(file, f"cases[name={largest[variant, 'N']},variant={variant}].extra.cost")
+        rows.append([f"`{variant}`", *times, *memory, cost])
+    header = [*(f"time, {axis}" for axis in "NCHW"), *(f"memory, {axis}" for axis in "NCHW")]
+    return _rows(["loss", *header, "grows as"], rows)
+
+
+def views(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per variant: mIoU, gain over the student alone on the same views, difference to the live teacher, cost."""
+
+    def difference(place: str) -> str:
+        mean, low, high = (_mark(file, f"{place}.{key} * 100 +.1f") for key in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]"
+
+    rows = []
+    for variant in record["variants"]:
+        place = f"variants[name={variant['name']}]"
+        score = f"{_mark(file, f'{place}.final.mean * 100 .1f')} ± {_mark(file, f'{place}.final.sd * 100 .1f')}"
+        to_live = "" if variant["name"] == "live" else difference(f"{place}.to_live")
+        cells = [score, difference(f"{place}.gain"), to_live]
+        cells.append(_mark(file, f"{place}.seconds_per_step * 1000 .0f"))
+        cells.append(_mark(file, f"{place}.times_alone .2f"))
+        errors = (variant.get("cache") or {}).get("errors") or {}
+        if "cache" in variant:
+            cells += [_mark(file, f"{place}.cache.bytes / 1e6 .1f"), _mark(file, f"{place}.cache.build_seconds .0f")]
+        else:
+            cells += ["", ""]
+        cells.append(", ".join(_mark(file, f"{place}.cache.errors.{tap}.mean * 100 .2f") for tap in errors))
+        rows.append([variant["name"], *cells])
+    header = [
+        "mIoU",
+        "gain",
+        "to live",
+        "step, ms",
+        "times the student alone",
+        "MB",
+        "build, s",
+        "error of softened maps, %",
+    ]
+    return _rows(["teacher", *header], rows)
+
+
 def published(file: str, record: dict[str, Any]) -> list[str]:
     """A row per published result: recipe, method, mIoU of the student alone, after it, and of the teacher; source."""
     rows = []
@@ -207,6 +264,8 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "classes": classes,
     "loss": loss,
     "methods": methods,
+    "scaling": scaling,
+    "views": views,
     "published": published,
     "networks": networks,
 }
