@@ -25,7 +25,7 @@ from densekd.kernels.channelwise_plan import (
     worth_it,
 )
 from densekd.kernels.strides import as_strided, position_order, strided
-from triton_tiers import needs_triton, run_interpreted
+from triton_tiers import needs_compiler, needs_gpu, needs_triton, run_interpreted
 
 MAP = torch.zeros(2, 3, 4, 8)
 
@@ -205,3 +205,151 @@ def test_triton_is_not_loaded_on_the_cpu():
     error, loaded = done.stdout.splitlines()
     assert "cannot run here" in error
     assert loaded == "False"
+
+
+# --- tier 3: compiled for devices that are not here --------------------------------------------------------------
+
+
+def compiled_cases(keep):
+    from densekd.kernels.triton_channelwise_cases import cases
+
+    return [case for case in cases() if keep(case)]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_kernels_compile_without_spills(monkeypatch, tmp_path):
+    from densekd.kernels.aot import compiled
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    short = ("contiguous", "resident")
+    found = compiled_cases(lambda case: case.dtype == torch.bfloat16 and not case.masked)
+    found = [case for case in found if case.layout in short or (case.way in short and case.layout != "mixed")]
+    assert {case.way for case in found} == {"resident", "streamed", "split", "backward"}
+    for case in found:
+        made = compiled(case.launch, 90)
+        assert made.spilled == 0, (case[:-1], made)
+        assert made.resident_programs >= 1
+        if case.way != "split":
+            assert made.widest_load == 16, (case[:-1], made)
+
+
+@needs_compiler
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_every_kernel_compiles_for_every_target(monkeypatch, tmp_path):
+    from densekd.kernels.aot import TARGETS, compiled
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for case in compiled_cases(lambda case: True):
+        for target in TARGETS:
+            made = compiled(case.launch, target)
+            print(*case[:-1], made)
+            assert made.spilled == 0, (case[:-1], made)
+
+
+# --- tier 4: a real GPU ------------------------------------------------------------------------------------------
+
+
+def on_gpu(shape, dtype, layout="contiguous", std=4.0):
+    generator = torch.Generator().manual_seed(0)
+    maps = [(std * torch.randn(shape, generator=generator)).to("cuda", dtype) for _ in range(2)]
+    last = layout == "channels_last"
+    return [x.to(memory_format=torch.channels_last) if last else x for x in maps]
+
+
+GPU_SHAPES = [(2, 19, 512, 1024), (4, 150, 128, 128), (8, 512, 16, 16), (4, 64, 192, 128), (1, 3, 65, 65), (2, 5, 3, 3)]
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_the_gpu_against_float64(shape, dtype, layout, masked):
+    student, teacher = on_gpu(shape, dtype, layout)
+    mask = torch.rand(shape[0], *shape[2:], device="cuda") < 0.7 if masked else None
+    leaf = student.detach().requires_grad_()
+    value = F.channelwise_kl(leaf, teacher, mask=mask, backend="triton")
+    (gradient,) = torch.autograd.grad(3.0 * value, leaf)
+    double = student.double().requires_grad_()
+    expected = F.channelwise_kl(double, teacher.double(), mask=mask, backend="torch")
+    (slope,) = torch.autograd.grad(3.0 * expected, double)
+    assert value.item() == pytest.approx(expected.item(), rel=5e-6)
+    limit = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    assert (gradient.double() - slope).norm() <= limit * slope.norm()
+    assert gradient.stride() == student.stride()
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_on_the_gpu_the_host_never_waits_and_results_repeat():
+    student, teacher = on_gpu((2, 19, 512, 1024), torch.float32)
+    F.channelwise_kl(student.requires_grad_(), teacher, backend="triton").backward()  # compiles
+    first, student.grad = student.grad, None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        F.channelwise_kl(student, teacher, backend="triton").backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, student.grad)
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_gpu_one_more_map_of_memory(dtype):
+    student, teacher = on_gpu((8, 512, 128, 128), dtype)
+    student.requires_grad_()
+    size = student.numel() * student.element_size()
+    for _ in range(2):
+        student.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        F.channelwise_kl(student, teacher, backend="triton").backward()
+        extra = torch.cuda.max_memory_allocated() - before
+    assert extra <= 1.1 * size
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_on_the_gpu_a_map_of_more_than_two_billion_elements():
+    shape = (3, 2, 32768, 16384)
+    student = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    teacher = torch.zeros_like(student)
+    student[2, 1, -1, -1] = 3.0
+    rows = F.channelwise_kl(student, teacher, reduction="none", temperature=1.0, backend="triton")
+    assert rows[:2].abs().max() == 0
+    assert rows[2, 0] == 0
+    assert rows[2, 1] > 0
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_on_the_gpu_auto_takes_triton_and_finite_stays_finite():
+    student, teacher = on_gpu((2, 19, 128, 128), torch.float32, std=1e30)
+    value = F.channelwise_kl(student.requires_grad_(), teacher)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert torch.equal(value, F.channelwise_kl(student, teacher, backend="triton"))
+    same = student.detach().requires_grad_()
+    F.channelwise_kl(same, same.detach().clone(), backend="triton").backward()
+    assert same.grad.abs().max() == 0
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_on_the_gpu_in_a_compiled_function_and_on_another_stream():
+    student, teacher = on_gpu((2, 19, 64, 64), torch.bfloat16)
+    compiled = torch.compile(lambda s, t: 2.0 * F.channelwise_kl(s, t), fullgraph=True)
+    leaf = student.requires_grad_()
+    (gradient,) = torch.autograd.grad(compiled(leaf, teacher), leaf)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        (other,) = torch.autograd.grad(2.0 * F.channelwise_kl(leaf, teacher), leaf)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(gradient, other)

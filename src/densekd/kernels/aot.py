@@ -36,8 +36,10 @@ class Compiled(NamedTuple):
     #: bytes of memory for what registers do not hold
     spilled: int
     shared: int
+    #: bytes of its widest load; a thread moves 16 at most
+    widest_load: int
     #: of 65,536 registers, 2,048 threads and 227 KiB (163 before Hopper) of a multiprocessor
-    programs_per_multiprocessor: int
+    resident_programs: int
 
 
 def compiled(launch: Launch, capability: int) -> Compiled:
@@ -57,7 +59,8 @@ def compiled(launch: Launch, capability: int) -> Compiled:
     shared = int(built.metadata.shared)
     together = _together(used["REG"], launch.warps, shared, capability)
     spilled = max(used["STACK"], used["LOCAL"])
-    return Compiled(launch.kernel.__name__, capability, launch.warps, used["REG"], spilled, shared, together)
+    name, widest = launch.kernel.__name__, _widest_load(built.asm["ptx"])
+    return Compiled(name, capability, launch.warps, used["REG"], spilled, shared, widest, together)
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
@@ -95,6 +98,11 @@ def _resources(cubin: bytes) -> dict[str, int]:
         file.flush()
         text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {name: int(count) for name, count in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def _widest_load(ptx: str) -> int:
+    found = re.findall(r"ld\.global[\w:.]*?(?:\.v([248]))?\.[bfsu](\d+)\s", ptx)
+    return max(int(count or 1) * int(bits) // 8 for count, bits in found)
 
 
 def _together(registers: int, warps: int, shared: int, capability: int) -> int:

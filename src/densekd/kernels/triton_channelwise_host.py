@@ -23,12 +23,20 @@ from densekd.kernels.strides import Strided, as_strided, position_order, strided
 _MULTIPROCESSORS = 132
 
 
-class _Maps(NamedTuple):
+class Maps(NamedTuple):
+    """What the kernels read and write, all positions in one order.
+
+    `result` is the gradient as the caller gets it, `turned` the same with its positions in that order; `gradient` is
+    what is written: `turned`, or a buffer to be copied there where its positions are not evenly spaced.
+    """
+
     student: Strided
     teacher: Strided
-    gradient: Strided | None
     mask: Tensor | None
     rows: Tensor
+    result: Tensor
+    turned: Tensor
+    gradient: Strided | None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,18 +61,26 @@ def triton_rows(
     Args:
         plan: how rows are spread; default what the table says.
     """
+    maps = prepared(student, teacher, mask, want_gradient)
+    for launch in planned(maps, temperature, factor, plan):
+        launch.run(student.device)
+    if maps.gradient is not None and maps.gradient.tensor is not maps.turned:
+        maps.turned.copy_(maps.gradient.tensor)
+    return maps.rows, maps.result
+
+
+def prepared(student: Tensor, teacher: Tensor, mask: Tensor | None, want_gradient: bool) -> Maps:
+    """The maps by strides, and new ones for what is computed."""
     order = position_order(student)
-    gradient = torch.empty_like(student) if want_gradient else student.new_empty(0)
-    turned = gradient.permute(order) if want_gradient else None
-    target = None if turned is None else strided(turned) or as_strided(torch.empty_like(turned.contiguous()))
+    result = torch.empty_like(student) if want_gradient else student.new_empty(0)
+    turned = result.permute(order) if want_gradient else result
+    target = None
+    if want_gradient:
+        target = strided(turned) or as_strided(torch.empty_like(turned, memory_format=torch.contiguous_format))
     rows = torch.empty(student.shape[:2], dtype=torch.float32, device=student.device)
     void = None if mask is None else mask.permute(0, *(axis - 1 for axis in order[2:])).contiguous().view(torch.uint8)
-    maps = _Maps(as_strided(student.permute(order)), as_strided(teacher.permute(order)), target, void, rows)
-    for launch in launches(maps, temperature, factor, plan or _table(maps)):
-        launch.run(student.device)
-    if turned is not None and target is not None and target.tensor is not turned:
-        turned.copy_(target.tensor)
-    return rows, gradient
+    s, t = as_strided(student.permute(order)), as_strided(teacher.permute(order))
+    return Maps(s, t, void, rows, result, turned, target)
 
 
 def scale_rows(gradient: Tensor, upstream: Tensor, factor: float) -> Tensor:
@@ -76,8 +92,9 @@ def scale_rows(gradient: Tensor, upstream: Tensor, factor: float) -> Tensor:
     return gradient
 
 
-def launches(maps: _Maps, temperature: float, factor: float, plan: Plan) -> Iterator[Launch]:
-    """What is started, in this order."""
+def planned(maps: Maps, temperature: float, factor: float, plan: Plan | None = None) -> Iterator[Launch]:
+    """What is started, in this order; `plan`: how rows are spread, default what the table says."""
+    plan = plan or _table(maps)
     yield from (_whole if plan.way != "split" else _split)(maps, _numbers(maps, temperature, factor), plan)
 
 
@@ -98,7 +115,7 @@ def scaling(target: Strided, upstream: Tensor, factor: float) -> Launch:
     return Launch(kernels.scale, n * -(-c // width) * parts, arguments, {"block_c": width, "block_p": tile}, 8)
 
 
-def _numbers(maps: _Maps, temperature: float, factor: float) -> dict[str, Any]:
+def _numbers(maps: Maps, temperature: float, factor: float) -> dict[str, Any]:
     """The arguments that all kernels share, by name; each takes its own."""
     _, c, positions = maps.shape
     slope, _ = gradient_scale(maps.student.tensor.dtype, temperature, factor)
@@ -115,14 +132,14 @@ def _numbers(maps: _Maps, temperature: float, factor: float) -> dict[str, Any]:
     }
 
 
-def _whole(maps: _Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
+def _whole(maps: Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
     n, c, _ = maps.shape
     numbers = {**numbers, "block_c": plan.channels, "block_p": plan.positions}
     kernel = kernels.resident if plan.way == "resident" else kernels.streamed
     yield _launch(kernel, n * -(-c // plan.channels), numbers, plan.warps)
 
 
-def _split(maps: _Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
+def _split(maps: Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
     n, c, _ = maps.shape
     found = torch.empty((kernels.FIELDS, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
     compared = torch.empty((2, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
@@ -153,7 +170,7 @@ def _strides(letter: str, of: Strided) -> dict[str, int]:
     return {f"{letter}_n": of.images, f"{letter}_c": of.channels, f"{letter}_p": of.positions}
 
 
-def _table(maps: _Maps) -> Plan:
+def _table(maps: Maps) -> Plan:
     pair = (maps.student, maps.teacher)
     return make_plan(
         *maps.shape,
