@@ -194,8 +194,10 @@ def doctor(
 ) -> None:
     """Check a distillation before it runs: taps, terms, gradients, the teacher's score, time, memory, disk."""
     from densekd import host_memory
+    from densekd.models.digest import weights_digest
     from densekd.runs.asked_teacher import require_teacher
     from densekd.runs.assemble import assemble, build_distiller, build_teacher
+    from densekd.runs.cache import looked_at
     from densekd.runs.fast_teacher import fast_teacher
     from densekd.runs.length import total_steps
     from densekd.runs.readiness import check_readiness
@@ -210,6 +212,8 @@ def doctor(
         rehearse(parts)
         teacher = build_teacher(parts)
         distiller = build_distiller(parts, fast_teacher(parts, teacher))
+        if resolved.distill.cache is not None:
+            parts.notices += looked_at(parts, distiller, weights_digest(teacher))[0]
         readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)
     if not quiet:
         for notice in [*parts.notices, *host_memory.notices(resolved.runtime), *readiness.notices]:

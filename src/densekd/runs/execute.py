@@ -12,9 +12,11 @@ from typing import Any
 from densekd import host_memory
 from densekd.config import Recipe, load_recipe, recipe_digest
 from densekd.errors import RunError
+from densekd.models.digest import weights_digest
 from densekd.records import RunRecord, dump
 from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
+from densekd.runs.cache import looked_at
 from densekd.runs.claim import Claim
 from densekd.runs.engine import require_plain_launch
 from densekd.runs.execution import Execution, Kind, method_of
@@ -153,7 +155,10 @@ def dry_run(kind: Kind, recipe: Recipe, folder: Path, *, resume: bool, force: bo
             total_steps(recipe, len(parts.data.train), parts.share.images)
             distiller = None
             if kind == "distill":
-                distiller = build_distiller(parts, fast_teacher(parts, build_teacher(parts), ranks, scored=False))
+                network = build_teacher(parts)
+                distiller = build_distiller(parts, fast_teacher(parts, network, ranks, scored=False))
+                if recipe.distill.cache is not None and ranks.first:
+                    parts.notices += looked_at(parts, distiller, weights_digest(network))[0]
             parts.last = settle_fused(parts, distiller)
             return parts
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from densekd.records import CacheRecord
 from densekd.runs import words
 from densekd.runs.assemble import build_distiller
-from densekd.runs.cache import Stored, Wish, stored_maps
+from densekd.runs.cache import Stored, looked_at, stored_maps
 from densekd.runs.progress import Quiet
 from densekd.study.check import Opened
 from densekd.study.methods import Method, tapping
@@ -41,13 +41,10 @@ def shared_maps(
     distiller = build_distiller(parts, teacher)  # not closed: it would close the teacher too
     if build:
         return _recorded(stored_maps(parts, distiller, opened.sha256, progress=watch, say=watch.said))
-    wish = Wish.of(parts, distiller, opened.sha256)
-    found = wish.found(watch.said)
-    if found is not None:
-        return _recorded(found)
-    cost = wish.estimate()
-    watch.said(f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}"))
-    return None
+    lines, found = looked_at(parts, distiller, opened.sha256)
+    for line in lines:
+        watch.said(line)
+    return None if found is None else _recorded(found)
 
 
 def _recorded(stored: Stored) -> CacheRecord:
