@@ -255,7 +255,10 @@ class BenchCase(_Record):
     median_seconds: float
     ratio: float | None = Field(description="speed-up over the case's reference variant")
     peak_bytes: int | None = None
-    error: float | None = Field(default=None, description="relative error against float64")
+    error: float | None = Field(
+        default=None,
+        description="relative error against float64; bench step: of the teacher's softened maps, against float32",
+    )
     samples: list[float]
     extra: dict[str, Any] = Field(default_factory=dict)
 

@@ -131,6 +131,54 @@ def data(
     _finish(out, record, bench.rows(record), "training images from files", quiet, as_json)
 
 
+@app.command("step")
+@guarded
+def step(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
+    ] = Path("bench-step.json"),
+    pairs: Annotated[
+        str, typer.Option("--pairs", help="Networks, ResNet-101 to ResNet-18: pspnet, deeplabv3, or both.")
+    ] = "pspnet,deeplabv3",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda; auto: CUDA where there is one.")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 5,
+    size: Annotated[int | None, typer.Option("--size", help="Height and width of the images; default 256.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Images of a step.")] = 2,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also a compiled teacher.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny networks, nothing compiled: to see that it works.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """A whole training step under a teacher: as public codes take it, and with a fast teacher or stored maps."""
+    from densekd.bench import step as bench
+
+    _refuse_existing(out, force)
+    words = ["densekd", "bench", "step", "--pairs", pairs, "--device", device, "--threads", str(threads)]
+    words += ["--rounds", str(rounds), *([] if size is None else ["--size", str(size)]), "--batch", str(batch)]
+    words += [*([] if compiled else ["--no-compile"]), *(["--quick"] if quick else [])]
+    with _progress(quiet) as progress:
+        record = bench.run(
+            pairs=_parts(pairs),
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            size=size,
+            batch=batch,
+            quick=quick,
+            compiled=compiled,
+            progress=progress,
+            command=shlex.join(words),
+        )
+    if not quiet and record.environment["compiled"].startswith("left out"):
+        complain(f"exact+compile: {record.environment['compiled']}")
+    title = f"one training step under a teacher, on {record.device}, {threads} CPU thread(s)"
+    _finish(out, record, bench.rows(record), title, quiet, as_json)
+
+
 @app.command("scaling")
 @guarded
 def scaling(
