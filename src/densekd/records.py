@@ -257,7 +257,7 @@ class BenchCase(_Record):
     peak_bytes: int | None = None
     error: float | None = Field(
         default=None,
-        description="relative error against float64; bench step: of the teacher's softened maps, against float32",
+        description="relative, against float64; bench step: of the teacher's softened maps, against float32",
     )
     samples: list[float]
     extra: dict[str, Any] = Field(default_factory=dict)

@@ -161,5 +161,5 @@ def _distilled(
 
 
 def _last(student: nn.Module) -> nn.Module:
-    moved: nn.Module = copy.deepcopy(student).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    moved: nn.Module = copy.deepcopy(student).to(memory_format=torch.channels_last).train()
     return moved

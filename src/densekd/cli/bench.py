@@ -146,9 +146,7 @@ def step(
     size: Annotated[int | None, typer.Option("--size", help="Height and width of the images; default 256.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images of a step.")] = 2,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also a compiled teacher.")] = True,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny networks, nothing compiled: to see that it works.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, to see that it works.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
