@@ -19,7 +19,7 @@ class MapError:
     """The error of one tap's maps.
 
     Attributes:
-        maps: `||fast - plain|| / ||plain||`, Euclidean norms over all entries.
+        maps: `||fast - plain|| / ||plain||`, Euclidean norms over all entries; not divided where the plain map is zero.
         softened: the same of `softmax(map / temperature)` over the positions of each channel of each image.
         finite: no entry is NaN or infinite.
     """
@@ -54,7 +54,7 @@ def map_error(fast: Tensor, plain: Tensor, temperature: float) -> MapError:
 
 
 def _relative(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else (0.0 if error == 0 else float("inf"))
+    return error / norm if norm > 0 else error
 
 
 def map_errors(fast: Mapping[str, Tensor], plain: Mapping[str, Tensor], temperature: float) -> dict[str, MapError]:

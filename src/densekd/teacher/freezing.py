@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from densekd.teacher.compiled import Compiled
 from densekd.teacher.engine import Engine
 from densekd.teacher.engine_checks import Options, check_network, checked_options, copied
 from densekd.teacher.engine_report import Candidate, EngineReport
+from densekd.teacher.fidelity import MapError
 from densekd.teacher.fold import Folded, fold_batchnorm
 from densekd.teacher.frozen import FrozenTeacher
 from densekd.teacher.graph import Graphs
@@ -176,7 +177,10 @@ class _Making:
                 f"the teacher does not run once its batch normalisations are folded ({type(error).__name__}: {error}); "
                 "use fold_batchnorm=False"
             ) from error
-        check_rounding(self.plain, engine, errors, what)
+        self._check_rounding(engine, errors, what)
+
+    def _check_rounding(self, engine: Engine, errors: Mapping[str, MapError], what: str) -> None:
+        check_rounding(self.plain, engine, errors, set(self.folded.folded.values()), what)
 
     def _in_format(self, exact: Engine) -> tuple[Engine, str]:
         name = self.options.dtype
@@ -255,7 +259,7 @@ class _Making:
                     "dtype='bfloat16', 'float32' or 'auto'"
                 )
         if name == "float32":
-            check_rounding(self.plain, engine, measured.errors, "compiled," if engine.compiled else "as it is run")
+            self._check_rounding(engine, measured.errors, "compiled," if engine.compiled else "as it is run")
             return
         for tap, error in measured.errors.items():
             if error.softened > LARGEST_ERROR:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,13 +22,16 @@ _LARGEST = 1e-3
 _FACTOR = 10.0
 
 
-def check_rounding(plain: Plain, engine: Engine, errors: Mapping[str, MapError], what: str) -> None:
+def check_rounding(
+    plain: Plain, engine: Engine, errors: Mapping[str, MapError], folded: Collection[str], what: str
+) -> None:
     """Refuse a float32 engine whose maps differ from the plain teacher's by more than rounding explains.
 
     A tap passes whose maps and softened maps err by at most 1e-4. Otherwise both are compared with the teacher run in
     float64: the engine may be ten times as far from it as the plain teacher is.
 
     Args:
+        folded: paths of the layers that took in a normalisation, which give something else on purpose.
         what: what was done, for the message.
 
     Raises:
@@ -41,7 +44,7 @@ def check_rounding(plain: Plain, engine: Engine, errors: Mapping[str, MapError],
     allowed = _allowed(plain)
     for tap, value in worst.items():
         if not value <= allowed[tap]:
-            module = first_difference(plain, engine)
+            module = first_difference(plain, engine, folded)
             where = f"; the first module that gives something else is {module!r}" if module else ""
             raise ModelError(
                 f"the fast copy of the teacher is wrong: {what} its map {tap!r} of the example errs by {value:.2g} "
@@ -65,15 +68,14 @@ def _allowed(plain: Plain) -> dict[str, float]:
     return {tap: max(_USUAL, _FACTOR * max(error.maps, error.softened)) for tap, error in own.items()}
 
 
-def first_difference(plain: Plain, engine: Engine) -> str | None:
-    """The first module, in the order they run, whose output is not the plain teacher's; one image is looked at."""
+def first_difference(plain: Plain, engine: Engine, folded: Collection[str]) -> str | None:
+    """The first module without children, in the order they run, whose output is not the plain teacher's."""
     part = next(engine.parts(plain.batch))
-    one = part.with_images(part.images[:1]) if len(part.args) + len(part.kwargs) == 1 else part
-    theirs = _outputs(plain.engine, one)
-    ours = _outputs(engine, one)
+    theirs = _outputs(plain.engine, part)
+    ours = _outputs(engine, part)
     for path, tensor in ours.items():
         other = theirs.get(path)
-        if other is None or other.shape != tensor.shape:
+        if other is None or path in folded or other.shape != tensor.shape:
             continue
         norm = float(other.double().norm())
         if not float((tensor.to(other.device).double() - other.double()).norm()) <= _LARGEST * max(norm, 1e-12):
@@ -82,7 +84,7 @@ def first_difference(plain: Plain, engine: Engine) -> str | None:
 
 
 def _outputs(engine: Engine, batch: Any) -> dict[str, Tensor]:
-    """What each normalisation, or what stands for it, gave in one pass, in order."""
+    """What each module without children gave the first time it ran, in order."""
     found: dict[str, Tensor] = {}
 
     def watch(path: str) -> Any:
@@ -95,8 +97,8 @@ def _outputs(engine: Engine, batch: Any) -> dict[str, Tensor]:
     leaves = [(path, module) for path, module in engine.network.named_modules() if path and not [*module.children()]]
     handles = [module.register_forward_hook(watch(path)) for path, module in leaves]
     try:
+        prepared = engine.prepared(batch)
         with engine.precision.around(engine.device.type):
-            prepared = engine.prepared(batch)
             engine.network(*prepared.args, **prepared.kwargs)
     finally:
         for handle in handles:
