@@ -347,3 +347,49 @@ def test_unsupported_types_are_refused():
     double = torch.zeros(1, 2, 3, 3, dtype=torch.float64)
     with pytest.raises(DtypeError, match=r"'triton' computes in float32.*got torch.float64.*'torch' or 'auto'"):
         F.channelwise_kl(double, double, backend="triton")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [F32, F16])
+def test_compiled_it_is_one_operator_of_the_same_value(dtype):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda s, t: 2.0 * F.channelwise_kl(s, t, backend="triton"), backend=counter, fullgraph=True
+    )
+    student, teacher, _ = Case(dtype=dtype).maps()
+    leaf = student.detach().requires_grad_()
+    value = compiled(leaf, teacher)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    expected, slope = triton(student, teacher)
+    torch.testing.assert_close(value.detach(), 2 * expected)
+    torch.testing.assert_close(gradient, 2 * slope)
+    calls = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert counter.frame_count == 1
+    assert sum("channelwise_kl" in call for call in calls) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_operator_passes_the_checks_of_torch(dtype):
+    from densekd.functional.operator import rows_operator
+
+    student, teacher, mask = Case((2, 2, 3, 3), dtype=dtype, masked=True).maps()
+    for m in (None, mask):
+        clean = [x.nan_to_num(0.0, 0.0, 0.0) for x in (student, teacher)]
+        arguments = (clean[0].requires_grad_(), clean[1], m, 4.0, "triton", True, 0.5)
+        torch.library.opcheck(
+            rows_operator, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+        )
+
+
+def test_a_leaf_gets_the_kept_gradient_itself():
+    """No copy on the way into `.grad`: one map of memory in all."""
+    student, teacher, _ = Case().maps()
+    leaf = student.detach().contiguous().clone().requires_grad_()
+    value = F.channelwise_kl(leaf, teacher, backend="triton")
+    kept = value.grad_fn.next_functions[0][0].saved_tensors[0].data_ptr()
+    value.backward()
+    assert leaf.grad.data_ptr() == kept
