@@ -11,7 +11,7 @@ from typing import Any
 from densekd import files
 from densekd.errors import CacheError
 from densekd.runs import words
-from densekd.runs.cache.sets import BUILT, SetFolder, built, sets_under
+from densekd.runs.cache.sets import BUILT, SetFolder, sets_under
 from densekd.teacher_cache import CacheKey, MapReader, is_building
 from densekd.teacher_cache.claim import is_lock
 from densekd.teacher_cache.folder import open_segments
@@ -54,12 +54,12 @@ class Facts:
 
     def row(self) -> dict[str, Any]:
         """For a table."""
-        header, told = self.folder.header, built(self.folder.path)
-        values = header.key.values
+        header, values = self.folder.header, self.folder.header.key.values
+        teacher = values.get("teacher", {})
         return {
             "set": self.folder.path.name,
             "state": self.state if self.stored == header.samples else f"{self.state}, {self.stored}/{header.samples}",
-            "teacher": f"{told.get('teacher', '')} {values.get('teacher', {}).get('sha256', '')[:8]}".strip() or "-",
+            "teacher": f"{teacher.get('model', '-')} {teacher.get('sha256', '')[:8]}".strip(),
             "data": str(values.get("data", {}).get("name", "-")),
             "images": header.images,
             "views": header.views,

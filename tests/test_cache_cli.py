@@ -1,0 +1,205 @@
+"""`densekd cache`: build, info, verify, prune."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import yaml
+
+from densekd.cli import main as entry
+from densekd.runs.cache.survey import prunable
+from densekd.teacher_cache import MapWriter, read_header
+from runkit import distillation
+from studykit import place_with_teacher
+from test_cache_views import key, lay
+
+
+@pytest.fixture
+def densekd(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
+        try:
+            entry.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def rows(out: str) -> list[dict[str, str]]:
+    head, *lines = [line.split("\t") for line in out.splitlines()]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+class TestPrune:
+    """Which sets go: no recipe, no network."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        """Two unfinished sets, one of them old; a folder that is none."""
+        root = tmp_path / "sets"
+        lay(root, key(), "new")
+        lay(root, key(flip=0.1), "old")
+        past = time.time() - 10 * 86400
+        os.utime(root / "old" / "header.json", (past, past))
+        (root / "mine").mkdir()
+        (root / "mine" / "header.txt").write_text("x")
+        return root
+
+    @staticmethod
+    def names(root, *given, **options):
+        return [one.folder.path.name for one in prunable(root, *given, **options)[0]]
+
+    def test_what_is_asked_for(self, root):
+        assert self.names(root) == ["new", "old"]
+        assert self.names(root, [key()]) == ["old"]
+        assert self.names(root, [key(views=2)]) == ["old"]  # the larger set serves it
+        assert self.names(root, older_than=5) == ["old"]
+        assert self.names(root, older_than=11) == []
+        (root / "new" / "set.json").write_text("{}")
+        assert self.names(root, unfinished=True) == ["old"]
+
+    def test_folders_with_other_files_stay(self, root):
+        (root / "old" / "notes.txt").write_text("mine")
+        doomed, told = prunable(root)
+        assert [one.folder.path.name for one in doomed] == ["new"]
+        assert told == [f"left as it is: {root / 'old'}: holds files that are not a set's (notes.txt)"]
+
+    def test_a_damaged_header_is_left(self, root):
+        (root / "old" / "header.json").write_text("{}")
+        doomed, told = prunable(root)
+        assert [one.folder.path.name for one in doomed] == ["new"]
+        assert "damaged" in told[0]
+
+    def test_a_set_that_is_being_built(self, root):
+        header = read_header(root / "new")
+        with MapWriter(root / "new", header.key, taps=header.taps, views=4, images=5, encoding="int8", class_taps=()):
+            doomed, told = prunable(root)
+        assert [one.folder.path.name for one in doomed] == ["old"]
+        assert told == [f"left as it is: {root / 'new'}: a process is building it"]
+
+    @pytest.mark.slow
+    def test_the_command(self, root, densekd):
+        code, out, err = densekd("cache", "prune", root)
+        assert (code, out) == (2, "")
+        assert "2 sets" in err
+        assert "give --yes" in err
+        code, out, err = densekd("cache", "prune", root, "--dry-run")
+        assert [row["set"] for row in rows(out)] == ["new", "old"]
+        assert "would free" in err
+        assert (root / "old").exists()
+        code, out, err = densekd("cache", "prune", root, "--older-than", 5, "--yes", "--json")
+        assert [row["set"] for row in json.loads(out)] == ["old"]
+        assert sorted(path.name for path in root.iterdir()) == ["mine", "new"]
+        assert "freed" in err
+
+    @pytest.mark.slow
+    def test_info_of_unfinished_sets(self, root, densekd):
+        code, out, _ = densekd("cache", "info", root)
+        assert code == 0
+        assert [(row["set"], row["state"]) for row in rows(out)] == [
+            ("new", "unfinished, 0/20"),
+            ("old", "unfinished, 0/20"),
+        ]
+        assert rows(out)[1]["age"] == "10 d"
+        code, out, _ = densekd("cache", "verify", root / "new")
+        assert (code, rows(out)) == (0, [{"set": "new", "state": "unfinished", "damaged": "0"}])
+
+    @pytest.mark.slow
+    def test_no_such_folder(self, densekd):
+        for command in ("info", "verify", "prune"):
+            code, _, err = densekd("cache", command, "nowhere")
+            assert (code, err.count("\n")) == (2, 1)
+            assert "nowhere: no such folder" in err
+
+
+@pytest.mark.slow
+class TestBuild:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def recipe(cls, tmp_path_factory):
+        place = place_with_teacher(tmp_path_factory.mktemp("data"))
+        raw = distillation(place, place / "teacher")
+        raw["distill"] = {"cache": {"root": str(place / "sets"), "views": 2, "encoding": "int8"}}
+        (place / "r.yaml").write_text(yaml.safe_dump(raw))
+        return place / "r.yaml"
+
+    def test_from_the_question_to_the_last_byte(self, recipe, densekd):
+        root = recipe.parent / "sets"
+        code, _, err = densekd("cache", "build", recipe)
+        assert code == 2
+        assert "--yes" in err.splitlines()[-1]
+        assert not root.exists()
+
+        code, out, err = densekd("cache", "build", recipe, "--yes")
+        assert code == 0, err
+        assert [(row["tap"], row["map"]) for row in rows(out)] == [("output", "3x16x24"), ("2", "10x16x24")]
+        assert "2 views of 10 images, int8" in err
+        (folder,) = root.iterdir()
+
+        code, out, err = densekd("cache", "build", recipe, "--json", "--quiet")  # it is there: nothing is asked
+        assert code == 0, err
+        assert json.loads(out)["folder"] == str(folder)
+
+        code, out, _ = densekd("cache", "info", root)
+        (row,) = rows(out)
+        assert (row["state"], row["images"], row["views"], row["encoding"]) == ("whole", "10", "2", "int8")
+        assert row["teacher"].startswith("nets.py:teacher ")
+        code, out, _ = densekd("cache", "info", folder, "--json")
+        assert json.loads(out)[0]["taps"] == {"output": [3, 16, 24], "2": [10, 16, 24]}
+
+        code, out, _ = densekd("cache", "verify", root, "--quiet")
+        assert (code, rows(out)[0]["state"]) == (0, "sound")
+        spare = shutil.copytree(root, recipe.parent / "spare")
+        path = next(spare.glob("*/*.maps"))
+        data = bytearray(path.read_bytes())
+        data[300] ^= 1
+        path.write_bytes(data)
+        code, out, err = densekd("cache", "verify", spare, "--quiet")
+        assert (code, rows(out)[0]["state"]) == (1, "damaged")
+        assert f"error: {path}: damaged" in err
+
+        code, out, _ = densekd("cache", "prune", root, "--keep", recipe, "--yes", "--quiet")
+        assert (code, rows(out)) == (0, [])
+        assert folder.exists()
+        code, _, err = densekd("cache", "build", recipe, "distill.cache=null")
+        assert code == 2
+        assert "distill.cache is null" in err
+
+    def test_ctrl_c(self, recipe, densekd, monkeypatch):
+        from densekd.cli.show import Watch
+
+        def stopping(self, done, views):
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Watch, "caching", stopping)
+            code, _, err = densekd("cache", "build", recipe, "data.augment.flip=1.0", "--yes")
+        assert code == 130
+        assert "3 of 20 views that were missing are stored and kept" in err
+        assert f"go on with: densekd cache build {recipe} data.augment.flip=1.0" in err
+        code, _, err = densekd("cache", "build", recipe, "data.augment.flip=1.0", "--yes")
+        assert code == 0
+        assert "17/17" in err
+
+    def test_doctor_says_which_set_will_be_read(self, recipe, densekd):
+        code, _, err = densekd("doctor", recipe, "distill.cache.views=1")
+        assert code == 0, err
+        assert "cache: reading" in err  # the larger set serves
