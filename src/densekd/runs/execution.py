@@ -26,6 +26,7 @@ from densekd.runs.folder import Run, start_folder
 from densekd.runs.fused import settle_fused
 from densekd.runs.identity import digests
 from densekd.runs.idle import freeze, frozen_words, idle_parameters
+from densekd.runs.layout import layout_words
 from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.memory import reset_peak
@@ -221,6 +222,8 @@ class Execution:
             shard(objective, self.ranks.world, self.parts.device)
         optimizer = build_optimizer(objective.student, objective.extra_state(), train.optimizer)
         freeze(objective.student, self.idle)
+        for line in layout_words(objective.student, recipe.runtime):
+            self._say(line)
         stepper = Stepper(
             accelerator,
             wrapped(accelerator, objective, sharded=self.parts.replica is not None),
