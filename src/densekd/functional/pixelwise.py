@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densekd.functional.backends import choose_backend
 from densekd.functional.checks import (
     check_flag,
     check_maps,
@@ -13,7 +14,9 @@ from densekd.functional.checks import (
     check_temperature,
     reduce_positions,
 )
+from densekd.functional.derivatives import transformed
 from densekd.functional.logits import bounded, check_classes, standardized, working_map
+from densekd.functional.pixelwise_operator import pixels_operator
 
 
 def pixelwise_kl(
@@ -24,6 +27,7 @@ def pixelwise_kl(
     standardize: bool = False,
     mask: Tensor | None = None,
     reduction: str = "mean",
+    backend: str = "auto",
 ) -> Tensor:
     r"""Pixel-wise distillation: KL divergence between the class distributions of every pixel.
 
@@ -43,6 +47,11 @@ def pixelwise_kl(
             back-propagates.
         reduction: "mean" divides by the number of valid positions (N * P without a mask);
             "sum" by nothing; "none" returns (N, *spatial), zero in void positions. All three carry tau**2.
+        backend: "torch" is the plain definition, on any device; "blocked" runs on the CPU in blocks of positions and
+            makes the gradient in the forward pass, which needs less time and memory; "triton" are GPU kernels that do
+            the same: float16, bfloat16 and float32 maps as they lie, without a copy. `standardize` is plain torch in
+            all. "auto" takes "blocked" on the CPU, and "triton" on CUDA for maps of 65,536 elements or more where it
+            can run, else "torch". Under `torch.func` and forward-mode differentiation all are the plain definition.
 
     Returns:
         float32, or float64 where an input is float64.
@@ -51,16 +60,25 @@ def pixelwise_kl(
         ShapeError: shapes that differ, no spatial axis, a mask of another shape, one channel (its softmax
             is 1 whatever the logit, so the loss would be zero for every input).
         DtypeError: integer or sparse maps, a mask or `standardize` that is not bool.
-        ArgumentError: temperature outside 1e-6 to 1e4, unknown reduction.
+        ArgumentError: temperature outside 1e-6 to 1e4, unknown reduction or backend, a backend that cannot run on this
+            device.
+        SecondDerivativeError: when a second derivative is asked of a backward pass of "blocked" or "triton"
+            ("torch" and `torch.func` have it).
 
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD
     sums a cross entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave
     tau**2 out.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
-    s, t = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))
+    route = choose_backend(backend, student, teacher)
+    s, t = student, teacher.detach()
     if check_flag("standardize", standardize):
-        s, t = standardized(s), standardized(t)
+        s, t = (standardized(working_map(x, student, teacher, mask)) for x in (s, t))
+    if route != "torch" and not transformed(student):
+        want_gradient = s.requires_grad and torch.is_grad_enabled()
+        pixels, _ = pixels_operator(s, t, mask, tau, route == "triton", want_gradient)
+        return reduce_positions(pixels, mask, reduction)
+    s, t = (working_map(x, student, teacher, mask) for x in (s, t))
     log_q, log_p = (torch.log_softmax(bounded(x, tau), 1) for x in (s, t))
     pixels = tau**2 * (log_p.exp() * (log_p - log_q)).sum(1)
     return reduce_positions(pixels, mask, reduction)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError, DtypeError, ShapeError
+from densekd.functional.backends import require_triton, triton_runs
 from densekd.functional.checks import (
     check_choice,
     check_dense,
@@ -18,10 +19,8 @@ from densekd.functional.checks import (
 )
 from densekd.functional.derivatives import transformed
 from densekd.functional.upsampled_operator import definition, sums_operator
-from densekd.kernels import triton_obstacle
 
 BACKENDS = ("auto", "torch", "triton")
-_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def upsampled_cross_entropy(
@@ -142,15 +141,6 @@ def _check_pixels(pixels: Any) -> None:
 def _choose(backend: str, logits: Tensor) -> bool:
     """Whether Triton's kernels compute this."""
     check_choice("backend", backend, BACKENDS)
-    device, computes = logits.device, logits.dtype in _TYPES
     if backend == "triton":
-        why = triton_obstacle(device.type, device.index)
-        if why is not None:
-            raise ArgumentError(f"backend 'triton' cannot run here: {why}")
-        if not computes:
-            raise DtypeError(
-                f"backend 'triton' computes in float32: expected float16, bfloat16 or float32 logits, got "
-                f"{logits.dtype}; use 'torch' or 'auto' for float64"
-            )
-        return True
-    return backend == "auto" and device.type == "cuda" and computes and triton_obstacle("cuda", device.index) is None
+        require_triton("logits", logits)
+    return backend == "triton" or (backend == "auto" and triton_runs(logits))
