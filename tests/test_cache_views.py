@@ -128,10 +128,10 @@ class TestProbe:
         assert probe(SPEC) != before
 
 
-def key(taps=("logits",), views=4, flip=0.5, sha256="a" * 64) -> CacheKey:
+def key(taps=("logits",), views=4, flip=0.5, sha256="a" * 64, precision="float32") -> CacheKey:
     return CacheKey(
         {
-            "teacher": {"sha256": sha256},
+            "teacher": {"sha256": sha256, "precision": precision},
             "taps": {tap: [2, 3, 3] for tap in taps},
             "data": {"augment": {"flip": flip}},
             "views": views,
@@ -162,6 +162,22 @@ class TestChoice:
         lay(tmp_path, key(), "z")
         lay(tmp_path, key(flip=0.1), "c")
         assert [one.path.name for one in serving(tmp_path, key())] == ["z", "b", "a"]
+
+    def test_a_number_format_that_was_chosen_by_measuring_may_be_another(self, tmp_path):
+        lay(tmp_path, key(precision="bfloat16"), "a")
+        lay(tmp_path, key(precision="bfloat16", flip=0.1), "b")
+        assert serving(tmp_path, key()) == []
+        assert [one.path.name for one in serving(tmp_path, key(), any_precision=True)] == ["a"]
+        lay(tmp_path, key(), "z")
+        assert [one.path.name for one in serving(tmp_path, key(), any_precision=True)] == ["z", "a"]
+        begun = key(precision="bfloat16").digest
+        assert [one.path.name for one in serving(tmp_path, key(), any_precision=True, before=begun)] == ["a", "z"]
+
+    def test_a_set_of_another_kind_serves_nobody(self, tmp_path):
+        made = CacheKey({"mine": 1})
+        (tmp_path / "a").mkdir()
+        write_header(tmp_path / "a", Header(made, {"logits": (2, 3, 3)}, 4, 5, "int8", 4.0, (), None))
+        assert serving(tmp_path, key()) == []
 
     def test_a_stale_one_is_told_by_what_differs(self, tmp_path):
         lay(tmp_path, key(sha256="b" * 64, flip=0.1), "far")

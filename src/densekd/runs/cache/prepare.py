@@ -17,7 +17,7 @@ from densekd.runs.cache.ask import require_consent
 from densekd.runs.cache.build import Filler, Sample
 from densekd.runs.cache.estimate import Estimate, estimate
 from densekd.runs.cache.key import key_of
-from densekd.runs.cache.sets import add_build, folder_of, serving, stale
+from densekd.runs.cache.sets import add_build, folder_of, narrowed, serving, stale
 from densekd.runs.cache.stored import Stored
 from densekd.runs.progress import Quiet
 from densekd.runs.ranks import Ranks
@@ -59,6 +59,11 @@ class Wish:
         return folder_of(self.root, self.key)
 
     @property
+    def _any_precision(self) -> bool:
+        teacher = self.filler.parts.recipe.teacher
+        return teacher is not None and teacher.engine.dtype == "auto"
+
+    @property
     def images(self) -> int:
         return len(self.filler.parts.train_view())
 
@@ -67,11 +72,14 @@ class Wish:
 
         A damaged one of this very key is not passed over here: building it says what is wrong with it.
         """
-        for one in serving(self.root, self.key):
+        before = self.filler.parts.before
+        begun = before.cache.sha256 if before is not None and before.cache is not None else None
+        for one in serving(self.root, self.key, any_precision=self._any_precision, before=begun):
             if not one.whole:
                 continue
             try:
-                return Stored(MapReader(one.path, one.key), self.key, tuple(self.filler.shapes))
+                maps = narrowed(one.key, self.key)
+                return Stored(MapReader(one.path, one.key), maps, tuple(self.filler.shapes))
             except CacheError as error:
                 if one.key != self.key:
                     say(f"cache: passed over: {error}")

@@ -46,9 +46,17 @@ class SetFolder:
         """Bytes of its files."""
         return sum(entry.stat().st_size for entry in self.path.iterdir() if entry.is_file())
 
-    def serves(self, wanted: CacheKey) -> bool:
-        """Whether the maps of `wanted` are among those of this set: more taps and more views do no harm."""
-        return narrowed(self.key, wanted) == wanted
+    def serves(self, wanted: CacheKey, *, any_precision: bool = False) -> bool:
+        """Whether the maps of `wanted` are among those of this set: more taps and more views do no harm.
+
+        Args:
+            any_precision: the teacher's number format was not asked for, but chosen by measuring: another choice of
+                another time does as well.
+        """
+        if not set(wanted.values) <= set(self.key.values):
+            return False  # a set that no recipe of ours asked for
+        found = narrowed(self.key, wanted)
+        return found == wanted or (any_precision and _plain(found) == _plain(wanted))
 
 
 def folder_of(root: Path, key: CacheKey) -> Path:
@@ -81,14 +89,25 @@ def sets_under(root: Path) -> tuple[list[SetFolder], list[str]]:
     return found, damage
 
 
-def serving(root: Path, wanted: CacheKey) -> list[SetFolder]:
-    """The sets that hold these maps: the one of this very key first, then those with the fewest more."""
-    found = [one for one in sets_under(root)[0] if _of_this_format(one.key) and one.serves(wanted)]
-    return sorted(found, key=lambda one: (one.key != wanted, one.header.raw_bytes(one.header.samples), one.path.name))
+def serving(root: Path, wanted: CacheKey, *, any_precision: bool = False, before: str | None = None) -> list[SetFolder]:
+    """The sets that hold these maps: the one of this very key first, then those with the fewest more.
+
+    Args:
+        any_precision: as of `SetFolder.serves`.
+        before: digest of the maps that the run began with: sets that hold these come before all others.
+    """
+    found = [one for one in sets_under(root)[0] if one.serves(wanted, any_precision=any_precision)]
+
+    def order(one: SetFolder) -> tuple[bool, bool, bool, int, str]:
+        maps = narrowed(one.key, wanted)
+        size = one.header.raw_bytes(one.header.samples)
+        return maps.digest != before, maps != wanted, one.key != wanted, size, one.path.name
+
+    return sorted(found, key=order)
 
 
 def stale(root: Path, wanted: CacheKey) -> list[str]:
-    """Lines about the sets under `root` that are nearest to `wanted` and are not it."""
+    """A line about the set under `root` that is nearest to `wanted` and does not hold it."""
     others = [one for one in sets_under(root)[0] if not one.serves(wanted)]
     told = sorted((wanted.differences(one.key), one.path) for one in others)
     told.sort(key=lambda entry: len(entry[0]))
@@ -99,8 +118,10 @@ def stale(root: Path, wanted: CacheKey) -> list[str]:
     return lines
 
 
-def _of_this_format(key: CacheKey) -> bool:
-    return {"teacher", "taps", "data", "views", "seed", "encoding"} <= set(key.values)
+def _plain(key: CacheKey) -> CacheKey:
+    """The key without the teacher's number format."""
+    teacher = {name: value for name, value in key.values["teacher"].items() if name != "precision"}
+    return CacheKey({**key.values, "teacher": teacher})
 
 
 def built(folder: Path) -> dict[str, Any]:

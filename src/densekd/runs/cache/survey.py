@@ -153,7 +153,7 @@ def prunable(
 
 
 def _asked_for(one: SetFolder, keep: Iterable[CacheKey], unfinished: bool, older_than: float | None) -> bool:
-    if any(one.serves(key) for key in keep) or (unfinished and one.whole):
+    if any(one.serves(key, any_precision=True) for key in keep) or (unfinished and one.whole):
         return False
     return older_than is None or look(one).age >= older_than
 
