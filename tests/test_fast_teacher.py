@@ -1,0 +1,202 @@
+"""The teacher's fast copy in runs and studies: chosen once, kept, measured on the right images and labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from densekd.config import Recipe, load_recipe
+from densekd.errors import ArgumentError, ConfigError, RunError
+from densekd.records import PlannedTeacher, RunRecord, StudyPlan, TeacherCost
+from densekd.runs import Run, distill, fast_teacher, train
+from densekd.runs.assemble import Parts
+from densekd.runs.fast_teacher import fitted, in_teacher_classes
+from densekd.runs.progress import Quiet
+from densekd.runs.ranks import Ranks
+from densekd.study import engine as study_engine
+from densekd.study.check import Opened
+from densekd.study.methods import Method
+from runkit import distillation, make_place, recipe
+
+
+class TestHeldOut:
+    def test_an_image_that_does_not_fit_is_padded_with_void(self) -> None:
+        image, label = torch.ones(3, 5, 7), torch.arange(140).view(10, 14) % 4
+        padded, truth = fitted(image, label, 4)
+        assert padded.shape == (3, 8, 8)
+        assert truth.shape == (8, 8)
+        assert padded[:, :5, :7].eq(1).all()
+        assert padded.sum() == 3 * 35
+        # Of two neighbours nearest-exact takes the second: rows and columns 1, 3, 5, ...
+        assert truth[:5, :7].equal(label[1::2, 1::2])
+        assert truth[5:].eq(-1).all()
+        assert truth[:, 7:].eq(-1).all()
+
+    def test_labels_in_the_teachers_classes(self) -> None:
+        label = torch.tensor([[0, 1, 2, 255]], dtype=torch.uint8)
+        data = SimpleNamespace(ignore_index=255)
+        same: Any = SimpleNamespace(data=data, teacher_classes=lambda: None)
+        assert in_teacher_classes(same, label).tolist() == [[0, 1, 2, -1]]
+        own = SimpleNamespace(groups=[[7], [3, 4], []])  # one of its classes, either of two, none
+        other: Any = SimpleNamespace(data=data, teacher_classes=lambda: own)
+        assert in_teacher_classes(other, label).tolist() == [[7, -1, -1, -1]]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    asked = load_recipe(distillation(tmp_path, tmp_path / "t"), {"teacher.engine.dtype": "auto"})
+    nothing: Any = None
+    return Parts(asked, nothing, nothing, nothing, torch.device("cpu"))
+
+
+class Made:
+    """What stands for the copies that are made: it keeps what was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, chosen: str = "bfloat16") -> None:
+        self.asked: list[str] = []
+        self.chosen = chosen
+        monkeypatch.setattr(fast_teacher, "_made", self._make)
+
+    def _make(self, parts: Parts, teacher: Any, spec: Any, dtype: str, scored: bool) -> Any:
+        self.asked.append(dtype)
+        found = self.chosen if dtype == "auto" else dtype
+        return SimpleNamespace(report=SimpleNamespace(dtype=found), notices=["slow"])
+
+
+def begun(engine: dict[str, Any] | None) -> RunRecord:
+    teacher = TeacherCost(parameters=1, sha256="x", engine=engine)
+    return RunRecord(status="interrupted", method="m", seed=0, split="val", steps=1, epochs=1.0, teacher=teacher)
+
+
+class TestNumberFormat:
+    def test_auto_is_decided_once_and_told(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = Made(monkeypatch)
+        found = fast_teacher.fast_teacher(parts, torch.nn.Identity())
+        assert (found.report.dtype, made.asked) == ("bfloat16", ["auto"])
+        assert parts.notices == ["teacher.engine: slow"]
+
+    def test_a_resume_keeps_what_the_run_began_with(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = Made(monkeypatch, chosen="float32")
+        fast_teacher.fast_teacher(replace(parts, before=begun({"dtype": "bfloat16"})), torch.nn.Identity())
+        assert made.asked == ["bfloat16"]
+        with pytest.raises(RunError, match="does not say what it chose"):
+            fast_teacher.fast_teacher(replace(parts, before=begun(None)), torch.nn.Identity())
+        named = parts.recipe.model_copy(update={"teacher": _with_dtype(parts.recipe, "float32")})
+        fast_teacher.fast_teacher(replace(parts, recipe=named, before=begun(None)), torch.nn.Identity())
+        assert made.asked == ["bfloat16", "float32"]
+
+    def test_of_several_processes_the_first_decides(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = Made(monkeypatch, chosen="float32")
+        second: Any = SimpleNamespace(from_first=lambda _what, _work: "bfloat16")
+        assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), second).report.dtype == "bfloat16"
+        first = Ranks.alone()
+        assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), first).report.dtype == "float32"
+        assert made.asked == ["bfloat16", "auto"]
+
+    def test_keys_are_checked(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"unknown key 'teacher\.engine\.dtyp'; did you mean 'dtype'"):
+            load_recipe(distillation(tmp_path, tmp_path / "t"), {"teacher.engine.dtyp": "auto"})
+
+
+def _with_dtype(recipe: Recipe, dtype: str) -> Any:
+    assert recipe.teacher is not None
+    return recipe.teacher.model_copy(update={"engine": recipe.teacher.engine.model_copy(update={"dtype": dtype})})
+
+
+class TestStudies:
+    def test_every_run_is_told_what_was_chosen_once(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[str, bool, list[str]]] = []
+
+        def make(parts: Parts, _teacher: Any, *, scored: bool) -> Any:
+            assert parts.recipe.teacher is not None
+            dtype = parts.recipe.teacher.engine.dtype
+            asked.append((dtype, scored, [term.teacher for term in parts.recipe.terms]))
+            return SimpleNamespace(report=SimpleNamespace(dtype="bfloat16" if dtype == "auto" else dtype))
+
+        monkeypatch.setattr(study_engine, "fast_teacher", make)
+        opened = Opened(parts, torch.nn.Identity(), "these weights")
+        methods = [
+            Method("none"),
+            Method("one", "logits", parts.recipe.terms[:1]),
+            Method("all", "-", parts.recipe.terms),
+        ]
+        found = study_engine.settle(opened, parts.recipe, methods, None)
+        assert asked == [("auto", True, ["output", "2"])]
+        for method in methods[1:]:
+            for seed in (0, 1):
+                own = method.recipe(found.base, seed)
+                assert own.teacher is not None
+                assert own.teacher.engine.dtype == "bfloat16"
+        assert found.planned == PlannedTeacher(dtype="bfloat16", sha256="these weights")
+
+        plan = StudyPlan(
+            budget="steps",
+            jobs=1,
+            threads=1,
+            methods=[],
+            teacher=PlannedTeacher(dtype="float32", sha256="these weights"),
+        )
+        assert study_engine.settle(opened, parts.recipe, methods, plan).planned.dtype == "float32"
+        other = Opened(parts, torch.nn.Identity(), "other weights")
+        assert study_engine.settle(other, parts.recipe, methods, plan).planned.dtype == "bfloat16"
+        assert [dtype for dtype, _, _ in asked] == ["auto", "float32", "auto"]
+
+
+class _StopAtOnce(Quiet):
+    def step(self, taken: int, steps: int, result: object) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_place(tmp_path_factory.mktemp("data"))
+    train(recipe(root, student={"model": f"{root}/nets.py:teacher"}), out=root / "teacher", train__steps=20)
+    return root
+
+
+@pytest.mark.slow
+class TestRuns:
+    def test_measured_recorded_printed_and_kept(self, place: Path, tmp_path: Path) -> None:
+        asked = distillation(place, place / "teacher")
+        asked["teacher"]["engine"] = {"dtype": "auto"}
+        shown: list[dict[str, str]] = []
+
+        class Listening(_StopAtOnce):
+            def ready(self, readiness: Any) -> None:
+                shown.extend(readiness.rows())
+
+        with pytest.raises(KeyboardInterrupt):
+            distill(asked, out=tmp_path / "run", progress=Listening())
+        path = tmp_path / "run" / "record.json"
+        engine = json.loads(path.read_text())["teacher"]["engine"]
+        assert engine["folded"] == 1
+        assert engine["held_out"] == 4
+        assert set(engine["errors"]) == {"output", "2"}
+        assert max(error["softened"] for error in engine["errors"].values()) <= 0.01
+        told = {row["what"]: row["value"] for row in shown}
+        assert told["teacher made fast"].startswith(engine["dtype"])
+        assert "softened" in told["teacher made fast: error of output"]
+
+        other = {"float32": "bfloat16", "bfloat16": "float32"}[engine["dtype"]]
+        record = json.loads(path.read_text())
+        record["teacher"]["engine"]["dtype"] = other
+        path.write_text(json.dumps(record))
+        distill(asked, out=tmp_path / "run", resume=True)
+        found = Run.load(tmp_path / "run").record.teacher
+        assert found is not None
+        assert found.engine is not None
+        assert found.engine["dtype"] == other
+        assert found.sha256 == record["teacher"]["sha256"]
+
+    def test_what_cannot_be_had_names_the_key(self, place: Path, tmp_path: Path) -> None:
+        asked = distillation(place, place / "teacher")
+        asked["teacher"]["engine"] = {"device": "cuda:63"}
+        with pytest.raises(ArgumentError, match=r"teacher\.engine: device: 'cuda:63' cannot be used here"):
+            distill(asked, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
