@@ -23,6 +23,7 @@ from densekd.runs.forecast import training_batch
 from densekd.study import check_seeds, prepare, resolve_methods
 from densekd.study.calibration import median_of, steps_for
 from densekd.study.check import lengths_of
+from densekd.study.comparison import _Ready
 from densekd.study.machine import share_out
 from densekd.study.methods import ALONE, where_of
 from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
@@ -328,7 +329,7 @@ class TestTasks:
         comparison = prepare(base, methods=["channelwise"], seeds=[0], out=tmp_path)
         asked = self.tasks(base, tmp_path, seeds=(0,))
         ended = {task.name: Outcome(Job(task.name, {}, tmp_path / "x"), "failed", "why") for task in asked}
-        assert comparison._summed_up(asked, ended, TEACHER, None, "").record.notices == found
+        assert comparison._summed_up(_Ready(TEACHER, None, None, asked), ended, "").record.notices == found
 
     def test_a_damaged_recipe_is_a_change(self, base, tmp_path):
         (tmp_path / "none-s0").mkdir()
