@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from triton_tiers import changed_copy, poisoned, round_as_gpus, surrounded
+from triton_tiers import changed_copy, mend_interpreter, poisoned, surrounded
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
@@ -149,8 +149,8 @@ MORE = {
 
 
 @pytest.fixture(autouse=True)
-def _rounding(monkeypatch):
-    round_as_gpus(monkeypatch)
+def _mended(monkeypatch):
+    mend_interpreter(monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

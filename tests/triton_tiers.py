@@ -90,10 +90,11 @@ def _extent(tensor: torch.Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def round_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the interpreter round float32 to bfloat16 to the nearest, as GPUs do (`cvt.rn`); by itself it cuts off.
 
-    The way back is done by torch too, which is faster.
+    The way back is done by torch too, which is faster. Triton 3.6's interpreter also takes an array of one element for
+    a number in `range`, which NumPy 2.4 no longer allows.
     """
     from triton.language import bfloat16, float32
     from triton.runtime import interpreter
@@ -108,7 +109,14 @@ def round_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.from_numpy(values.view("int16").copy()).view(torch.bfloat16).float().numpy().view("uint32")
         return convert(values, from_type, to_type, mode)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):  # type: ignore[no-untyped-def]
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def changed_copy(module: ModuleType, folder: Path, old: str, new: str) -> ModuleType:
