@@ -1,0 +1,101 @@
+"""`densekd bench step`: what it refuses, what it compares before it times, and a record of tiny networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from densekd.bench import step
+from densekd.bench.runner import Timing
+from densekd.bench.step_pairs import PAIRS, VOID, choose_pairs, make_material
+from densekd.bench.step_variants import DESCRIBED, PUBLIC, STUDENT, task_loss
+from densekd.cli.main import _run
+from densekd.errors import ArgumentError, DensekdError
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pairs": ["pspnett"]}, "'pspnett' is no pair; did you mean 'pspnet'"),
+        ({"pairs": ["pspnet", "pspnet"]}, "expected different names"),
+        ({"device": "gpu"}, "expected auto, cpu or cuda, got 'gpu'"),
+        ({"size": 100}, "a multiple of 32, which the networks take, got 100"),
+        ({"batch": 1}, "batch: expected a whole number from 2"),
+        ({"rounds": 0}, "rounds: expected a whole number from 1"),
+    ],
+)
+def test_refused_before_anything_is_built(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        step.run(**options)
+
+
+def test_the_pairs_are_the_papers() -> None:
+    from densekd.models.names import expanded
+
+    for pair in choose_pairs(list(PAIRS)).values():
+        for name, options in (pair.teacher, pair.student):
+            assert expanded(name, options)[1]["output_stride"] == 8  # which keeps the whole encoder
+
+
+def test_other_losses_than_the_public_ones_are_refused() -> None:
+    def variant(name: str, *losses: float) -> Any:
+        return SimpleNamespace(name=name, losses=lambda: list(losses))
+
+    fine = [variant(PUBLIC, 2.0, 0.5), variant("exact", 2.0, 0.5004), variant(STUDENT, 2.0)]
+    step._require_equal("pspnet", fine)
+    step._require_equal("pspnet", [*fine, variant("teacher bf16", 2.0, 0.7)])  # its error is measured, not bounded
+    with pytest.raises(DensekdError, match=r"variant 'exact' of pspnet has the loss 0\.501, the public one 0\.5;"):
+        step._require_equal("pspnet", [*fine, variant("exact", 2.0, 0.501)])
+    with pytest.raises(DensekdError, match="the loss nan"):
+        step._require_equal("pspnet", [*fine, variant("teacher bf16", 2.0, float("nan"))])
+
+
+def test_ratios() -> None:
+    one: Any = SimpleNamespace(name="exact", error=0.25, report=None)
+    timings = {
+        PUBLIC: Timing([6.0, 4.0, 5.0], [4.0, 4.0, 8.0]),
+        "exact": Timing([2.0, 2.5, 9.0], [1.0, 2.0, 3.0]),
+        STUDENT: Timing([1.0, 1.0, 1.0], [0.5, 0.5, 0.5]),
+    }
+    case = step._case("pair", one, timings, 7)
+    assert (case.median_seconds, case.ratio, case.peak_bytes, case.error) == (2.5, 2.0, 7, 0.25)
+    assert (case.extra["times_student"], case.extra["cpu_ratio"], case.extra["cpu_times_student"]) == (2.5, 2.0, 4.0)
+
+
+def test_void_pixels_count_in_no_loss() -> None:
+    output, labels = torch.randn(1, 19, 2, 2), torch.tensor([[[3, VOID], [VOID, 1]]])
+    log = output.double().log_softmax(1)
+    expected = -(log[0, 3, 0, 0] + log[0, 1, 1, 1]) / 2
+    assert float(task_loss(output, labels)) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.slow
+class TestTinyNetworks:
+    def test_the_teachers_statistics_are_those_of_the_images(self) -> None:
+        (pair,) = choose_pairs([], quick=True).values()
+        material = make_material(pair, 2, 64, torch.device("cpu"))
+        norm = next(module for module in material.teacher.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        assert int(norm.num_batches_tracked) == 3
+        assert not material.teacher.training
+        with torch.no_grad():
+            assert 0.1 < float(material.teacher(material.images).std()) < 100
+
+    def test_a_record(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "step.json"
+        assert _run(["bench", "step", "--quick", "--rounds", "1", "--device", "cpu", "--out", str(path), "-q"]) == 0
+        record = json.loads(path.read_text())
+        assert record["bench"] == "step"
+        assert record["environment"]["compiled"] == "not asked"
+        cases = {case["variant"]: case for case in record["cases"]}
+        assert list(cases) == [name for name in DESCRIBED if name != "exact+compile"]
+        assert cases[PUBLIC]["ratio"] == 1.0
+        assert cases["exact"]["error"] < 1e-5 < cases["teacher bf16"]["error"]
+        assert 0 < cases["cached maps"]["error"] < 1e-2
+        assert cases["exact"]["extra"]["teacher"]["folded"] > 0
+        assert all(case["peak_bytes"] > 0 for case in cases.values())
+        assert len(capsys.readouterr().out.splitlines()) == 1 + len(cases)
