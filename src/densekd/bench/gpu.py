@@ -35,9 +35,13 @@ class Target:
 
     @property
     def met(self) -> bool:
-        if self.value is None or not math.isfinite(self.value):
+        if self.value is None or not self._finite:
             return False
         return self.value <= self.wanted if self.at_most else self.value >= self.wanted
+
+    @property
+    def _finite(self) -> bool:
+        return self.value is not None and math.isfinite(self.value)
 
     def words(self) -> str:
         """One line: met or not, the figure, and the target."""
@@ -50,7 +54,7 @@ class Target:
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "value": self.value,
+            "value": self.value if self._finite else None,
             "wanted": self.wanted,
             "bound": self._bound(),
             "met": self.met,
