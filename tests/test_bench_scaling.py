@@ -25,11 +25,13 @@ BASE = (2, 4, 8, 8)
 def cases(law, method: str = "m", doublings: int = 3) -> list[BenchCase]:
     """Cases of a method whose rounds cost law(shape), the same and twice it; memory is the square."""
     found = []
-    for label, (axis, shape) in scaling._shapes(BASE, doublings).items():
+    grown = [(axis, place, doubling) for place, axis in enumerate(AXES) for doubling in range(1, doublings + 1)]
+    for axis, place, doubling in [("base", 0, 0), *grown]:
+        shape = scaling._grown(BASE, place, doubling)
         cost = law(*shape)
         found.append(
             BenchCase(
-                name=label,
+                name=f"{axis}:{shape}",
                 variant=method,
                 median_seconds=cost,
                 ratio=None,
@@ -57,11 +59,22 @@ def test_a_workspace_of_fixed_size_does_not_count_as_memory_that_grows():
     assert growth([1, 2, 4], [1, 1, 4]) == pytest.approx(1)  # now and then: as it is
 
 
-def test_the_shapes_double_one_size_at_a_time():
-    shapes = scaling._shapes(BASE, 2)
-    assert [shape for axis, shape in shapes.values() if axis in {"base", "C"}] == [BASE, (2, 8, 8, 8), (2, 16, 8, 8)]
-    assert list(shapes)[:2] == ["base:2x4x8x8", "N:4x4x8x8"]
-    assert len(shapes) == 9
+def test_one_size_grows_at_a_time():
+    assert scaling._grown(BASE, 1, 2) == (2, 16, 8, 8)
+    assert scaling._grown(BASE, 3, 1) == (2, 4, 8, 16)
+
+
+@pytest.mark.slow
+def test_only_quick_losses_go_to_the_largest_maps(monkeypatch):
+    found = scaling._contenders("feature", BASE, (1, 3))
+    assert [sized.shape for sized in found.values() if sized.axis in {"base", "C"}] == [
+        BASE,
+        *((2, channels, 8, 8) for channels in (8, 16, 32)),
+    ]
+    assert list(found)[:2] == ["base:2x4x8x8", "N:4x4x8x8"]
+    monkeypatch.setattr(scaling, "_LONG", -1.0)
+    assert len(scaling._contenders("feature", BASE, (1, 3))) == 1 + 4
+    assert len(scaling._contenders("feature", BASE, (2, 3))) == 1 + 8
 
 
 def test_a_law_is_found_along_every_axis():
@@ -105,11 +118,12 @@ def test_mistakes_are_named():
     for options, words in [
         ({"methods": ["chanelwise"]}, "unknown method 'chanelwise'"),
         ({"base": (2, 3, 4)}, r"expected a base \(N, C, H, W\) of sizes from 1"),
-        ({"doublings": 0}, "doublings from 1, got .* and 0"),
+        ({"doublings": (0, 1)}, r"doublings from 1, fewest and most; got .* and \(0, 1\)"),
+        ({"doublings": (3, 2)}, "doublings from 1, fewest and most"),
         ({"rounds": 0}, "rounds: expected a whole number from 1"),
     ]:
         with pytest.raises(ArgumentError, match=words):
-            scaling.run(**{"methods": ["feature"], "base": BASE, "doublings": 1, "rounds": 1, **options})
+            scaling.run(**{"methods": ["feature"], "base": BASE, "doublings": (1, 1), "rounds": 1, **options})
     with pytest.raises(ArgumentError, match=r"a.pdf: expected a figure's name ending in .svg or .png"):
         checked_kind(Path("a.pdf"))
 
@@ -119,7 +133,7 @@ MEASURED = ["channelwise", "pixelwise", "pairwise", "intraclass"]
 
 @pytest.fixture(scope="module")
 def record() -> BenchRecord:
-    return scaling.run(methods=MEASURED, base=BASE, doublings=1, rounds=2)
+    return scaling.run(methods=MEASURED, base=BASE, doublings=(1, 1), rounds=2)
 
 
 @pytest.mark.slow
@@ -166,7 +180,7 @@ def test_a_quadratic_cost_is_seen(monkeypatch):
             return torch.einsum("nchw,ndhw->ncdhw", student_map, teacher_map).square().mean()
 
     monkeypatch.setitem(METHODS, "pairs", Pairs)
-    record = scaling.run(methods=["pairs", "channelwise"], base=(2, 16, 16, 16), doublings=2, rounds=1)
+    record = scaling.run(methods=["pairs", "channelwise"], base=(2, 16, 16, 16), doublings=(2, 2), rounds=1)
     fits = exponents(record)
     assert fits["pairs"]["C"].memory == pytest.approx(2, abs=0.1)
     assert fits["pairs"]["N"].memory == pytest.approx(1, abs=0.05)
@@ -184,14 +198,14 @@ def test_a_method_that_refuses_a_map_is_left_out_and_named(monkeypatch):
     record = scaling.run(
         methods=["refusing", "feature"],
         base=BASE,
-        doublings=1,
+        doublings=(1, 1),
         rounds=1,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert {case.variant for case in record.cases} == {"feature"}
     assert scaling.left_out(record) == ["left out: refusing: expected one thing, got another"]
     assert "linear" not in record.environment
-    assert seen[-1] == (14, 14)
+    assert seen[-1] == (8, 8)
 
 
 @pytest.mark.slow

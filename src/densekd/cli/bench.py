@@ -190,7 +190,7 @@ def scaling(
         str | None, typer.Option("--methods", help="Which, with commas between (see `densekd list methods`).")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of every size; medians are fitted.")] = 7,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of every size; medians are fitted.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
     quiet: QuietFlag = False,
