@@ -353,8 +353,9 @@ class TestResume:
         with pytest.raises(Interrupted):
             distill(asked(place, root), out=tmp_path / "run", progress=Watching(stop_step=3))
         monkeypatch.setattr(key, "probe", lambda _spec: "another version")
-        with pytest.raises(RunError, match="the run began with other maps of the teacher"):
-            distill(asked(place, tmp_path / "c"), out=tmp_path / "run", resume=True)
+        with pytest.raises(RunError, match="the run began with other maps of its teacher"):
+            distill(asked(place, root), out=tmp_path / "run", resume=True)
+        assert len(sets(root)) == 1  # nothing was built for it
 
 
 class TestStudy:

@@ -50,7 +50,7 @@ class Account:
         """The record of a run that starts or goes on; its warnings are those of the run before too.
 
         Raises:
-            RunError: the run before had another teacher, or read other maps of it.
+            RunError: the run before had another teacher.
         """
         recipe, before = parts.recipe, self.before
         extra = objective.extra_state()
@@ -75,7 +75,7 @@ class Account:
             cost=(Cost() if before is None else before.cost).model_copy(update=cost),
             student=_network_cost(student),
             teacher=None if teacher is None else self._teacher_cost(teacher),
-            cache=self._cache(),
+            cache=self.stored,
             preflight=self.readiness.as_dict() if self.readiness else None,
             warnings=self.warnings,
             environment=environment(),
@@ -94,16 +94,6 @@ class Account:
                 "teacher_seconds_per_step": teacher,
             }
         )
-
-    def _cache(self) -> CacheRecord | None:
-        before = None if self.before is None else self.before.cache
-        if before is not None and self.stored is not None and before.sha256 != self.stored.sha256:
-            raise RunError(
-                f"{self.folder}: the run began with other maps of the teacher ({before.folder}, key "
-                f"{before.sha256[:16]}, now {self.stored.sha256[:16]}): images, augmentation or versions have changed; "
-                "put them back, or start again with --force"
-            )
-        return self.stored
 
     def _teacher_cost(self, measured: Measured) -> TeacherCost:
         digest = self.teacher_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from densekd.config import CacheSpec
 from densekd.distiller import Distiller
-from densekd.errors import CacheError
+from densekd.errors import CacheError, RunError
 from densekd.launch import Launch
 from densekd.runs.assemble import Parts
 from densekd.runs.cache.ask import require_consent
@@ -59,6 +59,12 @@ class Wish:
         return folder_of(self.root, self.key)
 
     @property
+    def begun(self) -> str | None:
+        """Digest of the maps that the run to go on with began with; None where there is none."""
+        before = self.filler.parts.before
+        return None if before is None or before.cache is None else before.cache.sha256
+
+    @property
     def _any_precision(self) -> bool:
         teacher = self.filler.parts.recipe.teacher
         return teacher is not None and teacher.engine.dtype == "auto"
@@ -72,9 +78,7 @@ class Wish:
 
         A damaged one of this very key is not passed over here: building it says what is wrong with it.
         """
-        before = self.filler.parts.before
-        begun = before.cache.sha256 if before is not None and before.cache is not None else None
-        for one in serving(self.root, self.key, any_precision=self._any_precision, before=begun):
+        for one in serving(self.root, self.key, any_precision=self._any_precision, before=self.begun):
             if not one.whole:
                 continue
             try:
@@ -165,6 +169,7 @@ def stored_maps(
     Raises:
         ConfigError: nobody answered, or the answer was no.
         ResourceError: the disk has not the room.
+        RunError: the run to go on with began with other maps.
         CacheError: the set is damaged, or another process is building it.
         Interrupted: a signal came during the build; the same command goes on.
     """
@@ -196,7 +201,9 @@ def looked_at(parts: Parts, distiller: Distiller, sha256: str) -> tuple[list[str
 
 def _build(wish: Wish, progress: Quiet, ranks: Ranks, say: Say) -> bool:
     """Whether the set is to be built, which is agreed to then."""
-    if wish.found(say) is not None:
+    found = wish.found(say)
+    _require_same(wish, wish.key if found is None else found.wanted)
+    if found is not None:
         return False
     for line in stale(wish.root, wish.key):
         say(line)
@@ -204,6 +211,15 @@ def _build(wish: Wish, progress: Quiet, ranks: Ranks, say: Say) -> bool:
     if cost is not None:
         require_consent(cost, wish.spec, wish.folder, progress)
     return True
+
+
+def _require_same(wish: Wish, maps: CacheKey) -> None:
+    if wish.begun not in {None, maps.digest}:
+        raise RunError(
+            f"the run began with other maps of its teacher (key {str(wish.begun)[:16]}, now {maps.digest[:16]}): its "
+            "images, their augmentation, the teacher's number format, or the installed torchvision have changed; put "
+            "that back, or start again with --force"
+        )
 
 
 def _read(wish: Wish) -> Stored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -37,6 +38,7 @@ class Stored:
         if close is not None:
             close()
 
+    @cached_property
     def fingerprints(self) -> torch.Tensor:
         """int64 `(views, images)`: of what the teacher saw, for the views that were asked for."""
         views, images = self.wanted.values["views"], self.reader.header.images
@@ -45,7 +47,7 @@ class Stored:
 
     def checked(self, view: TrainView) -> SeenView:
         """The view with every image compared with what the teacher saw."""
-        return SeenView(view, self.fingerprints(), str(self.reader.folder))
+        return SeenView(view, self.fingerprints, str(self.reader.folder))
 
     def unread(self, epochs: float) -> list[str]:
         """A line about views that so many passes over the images never come to."""
