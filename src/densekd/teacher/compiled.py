@@ -57,7 +57,7 @@ class Compiled:
         if shape in self.shapes:
             return self._call(reader, network, batch.args, batch.kwargs)
         try:
-            # torch counts what it compiles of one function, whatever network it is for
+            # torch runs a function uncompiled, for good, once it has compiled it for so many shapes
             with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
                 found = self._call(reader, network, batch.args, batch.kwargs)
         except Exception as error:
