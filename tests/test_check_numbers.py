@@ -424,3 +424,15 @@ def test_stored_views_stand_beside_the_live_teacher(tool: Any, repository: Path)
         "| live | 50.0 ± 1.2 | +4.0 [-2.0, +0.0] |  | 80 | 2.50 |  |  |  |",
         "| cache-1 | 50.0 ± 1.2 | +4.0 [-2.0, +0.0] | -1.0 [-2.0, +0.0] | 80 | 1.10 | 2.1 | 7 | 0.33 |",
     ]
+
+
+def test_steps_stand_in_a_row_per_pair_and_way(tool: Any, repository: Path) -> None:
+    case = {"name": "psp", "variant": "public, +b", "median_seconds": 1.98, "ratio": 1.0, "peak_bytes": 2_000_000}
+    case |= {"samples": [1.98], "error": 0.0123, "extra": {"times_student": 2.3}}
+    alone = {**case, "variant": "student", "median_seconds": 0.86, "ratio": 2.302, "peak_bytes": None, "error": None}
+    record = {"bench": "step", "device": "cpu", "threads": 1, "command": "c", "commit": "", "load": []}
+    found = drawn(tool, repository, "steps", {"schema": 1, **record, "cases": [case, alone], "environment": {}})
+    assert found[2:] == [
+        "| psp | public, +b | 1980 | 1.00x | 2.30x | 2 | 1.2 |",
+        "| psp | student | 860 | 2.30x | 2.30x |  |  |",
+    ]

@@ -2,8 +2,8 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`), `scaling` (`densekd bench scaling`: exponents), `views` (`cache_views.py`: what
-stored views cost and give), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published),
+`methods` (`densekd bench methods`), `steps` (`densekd bench step`), `scaling` (`densekd bench scaling`: exponents),
+`views` (`cache_views.py`: what stored views cost and give), `published` (what the recipes of a folder, `recipes:FOLDER`, say others published),
 `networks` (what the networks with short names stand for and cost).
 """
 
@@ -173,6 +173,20 @@ def methods(file: str, record: dict[str, Any]) -> list[str]:
     return _rows([*header, "parameters", "grows as"], rows)
 
 
+def steps(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per pair of networks and way to take a step: its time, against the public way and the student alone."""
+    rows = []
+    for number, case in enumerate(record["cases"]):
+        place = f"cases[{number}]"  # names of variants hold spaces and commas
+        cells = [_mark(file, f"{place}.median_seconds * 1000 .0f"), f"{_mark(file, f'{place}.ratio .2f')}x"]
+        cells.append(f"{_mark(file, f'{place}.extra.times_student .2f')}x")
+        cells.append("" if case["peak_bytes"] is None else _mark(file, f"{place}.peak_bytes / 1e6 .0f"))
+        cells.append("" if case["error"] is None else _mark(file, f"{place}.error * 100 .2g"))
+        rows.append([case["name"], case["variant"], *cells])
+    header = ["networks", "step", "ms", "speed-up", "times the student alone", "memory, MB"]
+    return _rows([*header, "error of softened maps, %"], rows)
+
+
 def scaling(file: str, record: dict[str, Any]) -> list[str]:
     """A row per loss: along each axis the exponent of time with those of single rounds, and that of memory."""
     largest = {
@@ -264,6 +278,7 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "classes": classes,
     "loss": loss,
     "methods": methods,
+    "steps": steps,
     "scaling": scaling,
     "views": views,
     "published": published,
