@@ -316,7 +316,7 @@ class TestReport:
         rows = dict(report.rows())
         assert rows["number format"] == "float32"
         assert rows["batch norms folded"] == "0, 1 left (1: norm is tapped)"
-        assert rows["also"] == "channels last, 1 images at once"
+        assert rows["also"] == "channels last, micro-batches of 1"
         assert "error of head" in rows
 
     def test_a_wrong_fold_is_refused_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ class EngineReport:
             if there
         ]
         if self.micro_batch is not None:
-            found.append(f"{self.micro_batch} images at once")
+            found.append(f"micro-batches of {self.micro_batch}")
         if self.size is not None:
             found.append(f"images of {self.size[0]}x{self.size[1]}")
         return found

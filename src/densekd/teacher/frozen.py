@@ -154,6 +154,7 @@ class FrozenTeacher:
     def close(self) -> None:
         """Remove the hooks of the copy. Asking for maps afterwards is an error."""
         self._engine.reader.close()
+        self._engine.graphs = self._engine.compiled = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
         """Follow a move to another device, unless it has one of its own; never a change of number format."""

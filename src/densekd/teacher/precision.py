@@ -56,9 +56,10 @@ def convert(network: nn.Module, dtype: torch.dtype) -> None:
     norms = nn.modules.batchnorm._BatchNorm
     for module in network.modules():
         own = torch.float32 if isinstance(module, norms) else dtype
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and parameter.dtype != own:
-                module._parameters[name] = nn.Parameter(parameter.detach().to(own), requires_grad=False)
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                # the parameter itself stays: recurrent layers keep lists of theirs, and some are shared
+                parameter.data = parameter.data.to(own)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = buffer.to(own)
