@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.bench.loss import TEMPERATURE, textbook
-from densekd.bench.step_pairs import VOID, Material
+from densekd.bench.step_pairs import CLASSES, VOID, Material
 from densekd.distiller import Distiller, Term
 from densekd.evaluate import autocast
 from densekd.losses import ChannelWise
-from densekd.taps import TapReader
+from densekd.taps import TapReader, preserved
+from densekd.tasks.segmentation import SegmentationTask
+from densekd.tasks.specs import SegmentationSpec
 from densekd.teacher import Batch, EngineReport, FrozenTeacher, TeacherSource, freeze_teacher
 from densekd.teacher_cache import CachedTeacher, CacheKey, MapReader, MapWriter
+from densekd.training.last_upsampling import LastUpsampling, observed
+from densekd.training.objective import Alone, Distilled, Samples
 
 PUBLIC = "public"
 STUDENT = "student"
 _WEIGHT = 3.0
 _RATE, _MOMENTUM = 1e-4, 0.9
-_TAP = "logits"
+_TAP, _TERM = "logits", "channelwise"
 
-#: every variant but the public one has its student, teacher and images with the channels last
+#: every variant but the public one is a run's own objective (`densekd.training.objective`): student, teacher and images
+#: with the channels last, the class map's last up-sampling left to the task's loss
 DESCRIBED = {
     PUBLIC: "teacher and student float32, plain layout, eager; the loss as public codes write it",
     "exact": "teacher with batch norms folded, float32; our loss",
@@ -40,12 +45,15 @@ DESCRIBED = {
 }
 
 
+Losses = tuple[Tensor, Mapping[str, Tensor]]
+
+
 @dataclass
 class Variant:
     """One way to take a step: calling it is forward, losses, backward and update.
 
     Attributes:
-        forward: the task's loss and the distillation loss (None: there is none) of one batch, with their graph.
+        forward: the loss of one batch with its graph, and its parts by name, detached.
         student: its own copy of the student.
         error: of the teacher's softened maps against the plain float32 teacher, relative L2; None without a teacher.
         report: what was done to make the teacher fast.
@@ -54,7 +62,7 @@ class Variant:
 
     name: str
     student: nn.Module
-    forward: Callable[[], tuple[Tensor, Tensor | None]]
+    forward: Callable[[], Losses]
     device: torch.device
     error: float | None = None
     report: EngineReport | None = None
@@ -65,20 +73,20 @@ class Variant:
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=_RATE, momentum=_MOMENTUM)
 
     def __call__(self) -> None:
-        task, distilled = self.forward()
+        total, _ = self.forward()
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(task if distilled is None else task + _WEIGHT * distilled)
+        torch.autograd.backward(total)
         self.optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def losses(self) -> list[float]:
-        """The losses before the first step, of the student in evaluation mode: dropout differs with the layout."""
+    def losses(self) -> dict[str, float]:
+        """The parts of the loss of the student in evaluation mode, as dropout differs with the layout."""
         self.student.eval()
         with torch.no_grad():
-            task, distilled = self.forward()
+            _, parts = self.forward()
         self.student.train()
-        return [float(value) for value in (task, distilled) if value is not None]
+        return {name: float(value) for name, value in parts.items()}
 
 
 def public(material: Material) -> Variant:
@@ -88,11 +96,13 @@ def public(material: Material) -> Variant:
     readers = [TapReader(network, [_TAP], who=who) for network, who in ((teacher, "teacher"), (student, "student"))]
     images = material.images
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> Losses:
         with torch.no_grad():
             _, theirs = readers[0].run(teacher, (images,), {})
         output, ours = readers[1].run(student, (images,), {})
-        return task_loss(output, material.labels), textbook(ours[_TAP], theirs[_TAP])
+        task = F.cross_entropy(output, material.labels, ignore_index=VOID)
+        distilled = _WEIGHT * textbook(ours[_TAP], theirs[_TAP])
+        return task + distilled, {"cross_entropy": task.detach(), _TERM: distilled.detach()}
 
     return Variant(PUBLIC, student, forward, images.device, error=0.0)
 
@@ -118,7 +128,7 @@ def cached(material: Material, folder: Path) -> Variant:
             writer.write(0, index, {_TAP: maps[index]})
         summary = writer.finish()
     source = CachedTeacher(MapReader(folder, key))
-    samples = torch.tensor([(0, index) for index in range(count)])
+    samples = [(0, index) for index in range(count)]
     found = _distilled("cached maps", material, source, lambda: autocast(material.images.device, "float32"), samples)
     found.error = summary.error[_TAP].mean
     return found
@@ -128,12 +138,21 @@ def alone(material: Material) -> Variant:
     """The student's plain step."""
     student = _last(material.student)
     images = material.images.contiguous(memory_format=torch.channels_last)
-    return Variant(STUDENT, student, lambda: (task_loss(student(images), material.labels), None), images.device)
+    objective = Alone(student, _task(), _left_to_the_loss(student, images, material.labels))
+    return Variant(STUDENT, student, lambda: objective(images, material.labels, None), images.device)
 
 
-def task_loss(output: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the labelled pixels, the same in every variant."""
-    return F.cross_entropy(output.float(), labels, ignore_index=VOID)
+def _task() -> SegmentationTask:
+    return SegmentationTask(SegmentationSpec(), CLASSES, VOID, tuple(map(str, range(CLASSES))))
+
+
+def _left_to_the_loss(student: nn.Module, images: Tensor, labels: Tensor) -> LastUpsampling | None:
+    """The student's last up-sampling, where it gives the size of the labels: a run leaves it to the task's loss."""
+    with preserved(student), torch.no_grad(), observed(student) as seen:
+        student(images)
+    size = (labels.shape[1], labels.shape[2])
+    calls = seen.last.calls.values()
+    return seen.last if calls and all(call.upsampling.size == size for call in calls) else None
 
 
 def _distilled(
@@ -141,18 +160,18 @@ def _distilled(
     material: Material,
     source: TeacherSource,
     precision: Callable[[], AbstractContextManager[Any]],
-    samples: Tensor | None = None,
+    samples: Samples | None = None,
 ) -> Variant:
     student = _last(material.student)
     images = material.images.contiguous(memory_format=torch.channels_last)
-    terms = [Term(ChannelWise(temperature=TEMPERATURE), student=_TAP, teacher=_TAP, weight=1.0)]
+    terms = [Term(ChannelWise(temperature=TEMPERATURE), student=_TAP, teacher=_TAP, weight=_WEIGHT, name=_TERM)]
     distiller = Distiller(student, source, terms, images)
-    distiller.train()
+    objective = Distilled(distiller, _task(), _left_to_the_loss(student, images, material.labels))
+    objective.train()
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> Losses:
         with precision():
-            out = distiller(images, samples=samples)
-            return task_loss(out.student, material.labels), out.loss
+            return objective(images, material.labels, None, samples=samples)
 
     found = Variant(name, student, forward, images.device, close=distiller.close)
     if isinstance(source, FrozenTeacher):
