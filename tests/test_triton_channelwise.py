@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densekd import functional as F
@@ -122,6 +122,7 @@ SIZES = st.tuples(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(sizes=SIZES, itemsize=st.sampled_from([2, 4]), flat=st.booleans(), processors=st.sampled_from([16, 108, 132]))
 def test_every_position_of_every_row_is_in_one_part(sizes, itemsize, flat, processors):
     images, channels, positions = sizes
@@ -146,9 +147,12 @@ def test_few_long_rows_fill_an_h200():
     plan = make_plan(2, 19, 512 * 1024, itemsize=4, rows_lie_flat=True, multiprocessors=132)
     assert plan.way == "split"
     assert 38 * plan.parts >= 7 * 132
-    assert make_plan(16, 150, 128 * 128, itemsize=2, rows_lie_flat=True, multiprocessors=132).way == "resident"
-    assert make_plan(8, 512, 128 * 128, itemsize=4, rows_lie_flat=True, multiprocessors=132).way == "resident"
-    assert make_plan(16, 150, 192 * 128, itemsize=2, rows_lie_flat=True, multiprocessors=132).way == "streamed"
+    assert make_plan(8, 512, 64 * 64, itemsize=2, rows_lie_flat=True, multiprocessors=132).way == "resident"
+    halves, wholes = (
+        make_plan(16, 150, 128 * 128, itemsize=itemsize, rows_lie_flat=True, multiprocessors=132) for itemsize in (2, 4)
+    )
+    assert halves.way == wholes.way == "streamed"
+    assert (halves.warps, wholes.warps) == (16, 32)  # two programs of a multiprocessor share its cache, or one has it
     assert make_plan(1, 1, 2**21, itemsize=4, rows_lie_flat=True, multiprocessors=132).parts >= 128
 
 
@@ -228,7 +232,7 @@ def test_kernels_compile_without_spills(monkeypatch, tmp_path):
     assert {case.way for case in found} == {"resident", "streamed", "split", "backward"}
     for case in found:
         made = compiled(case.launch, 90)
-        assert made.spilled == 0, (case[:-1], made)
+        assert made.spills == 0, (case[:-1], made)
         assert made.resident_programs >= 1
         if case.way != "split":
             assert made.widest_load == 16, (case[:-1], made)
@@ -245,7 +249,7 @@ def test_every_kernel_compiles_for_every_target(monkeypatch, tmp_path):
         for target in TARGETS:
             made = compiled(case.launch, target)
             print(*case[:-1], made)
-            assert made.spilled == 0, (case[:-1], made)
+            assert made.spills == 0, (case[:-1], made)
 
 
 # --- tier 4: a real GPU ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for GPUs that are not here, and print what each takes: `python tools/compile_kernels.py`.
 
-A table: registers and spilled bytes of a thread, shared memory of a program, the widest load, and how many programs a
+A table: registers and spills of a thread, shared memory of a program, the widest load, and how many programs a
 multiprocessor holds at a time. With --out the same as a record (benchmarks/results/kernels-compiled.json is one).
 Exits with 1 where a kernel spills registers to memory.
 """
@@ -44,7 +44,7 @@ def main() -> int:
             print("\t".join(head))
         print("\t".join(str(value) for value in row.values()), flush=True)
         made.append(row)
-    spilled = [row for row in made if row["spilled"]]
+    spilled = [row for row in made if row["spills"]]
     print(f"{len(made)} kernels compiled, {len(spilled)} spill registers", file=sys.stderr)
     if options.out:
         record = {"schema": 1, "commit": records.commit(), "environment": records.environment(), "kernels": made}

@@ -33,8 +33,8 @@ class Compiled(NamedTuple):
     capability: int
     warps: int
     registers: int
-    #: bytes of memory for what registers do not hold
-    spilled: int
+    #: instructions that put registers into memory because there are too few
+    spills: int
     shared: int
     #: bytes of its widest load; a thread moves 16 at most
     widest_load: int
@@ -55,12 +55,11 @@ def compiled(launch: Launch, capability: int) -> Compiled:
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.warps, "enable_fp_fusion": False}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    used = _resources(built.asm["cubin"])
+    used, spills = _resources(built.asm["cubin"])
     shared = int(built.metadata.shared)
     together = _together(used["REG"], launch.warps, shared, capability)
-    spilled = max(used["STACK"], used["LOCAL"])
     name, widest = launch.kernel.__name__, _widest_load(built.asm["ptx"])
-    return Compiled(name, capability, launch.warps, used["REG"], spilled, shared, widest, together)
+    return Compiled(name, capability, launch.warps, used["REG"], spills, shared, widest, together)
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
@@ -88,16 +87,20 @@ def _type(value: Any) -> str:
     return "fp32"
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack, local and shared bytes, as the assembler noted them in its output."""
+def _resources(cubin: bytes) -> tuple[dict[str, int], int]:
+    """Registers, stack, local and shared bytes, as the assembler noted them in its output, and stores to the stack."""
     import triton.backends.nvidia  # type: ignore[import-untyped]
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+
+    def read(option: str) -> str:
+        return subprocess.run([str(tool), option, file.name], capture_output=True, text=True, check=True).stdout
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(count) for name, count in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+        found = {name: int(count) for name, count in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", read("-res-usage"))}
+        return found, len(re.findall(r"\bSTL\b", read("-sass"))) if found["STACK"] or found["LOCAL"] else 0
 
 
 def _widest_load(ptx: str) -> int:

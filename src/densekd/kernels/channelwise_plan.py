@@ -4,7 +4,7 @@ Rows of P positions, C channels, N images. Three ways:
 
 * resident: a program holds its rows whole, in registers. Both maps are read once, the gradient is written once.
 * streamed: a program runs over its rows twice, first for the sums, then for the gradient; what it has just read is
-  still in the cache. From memory that is three passes too.
+  still in the cache. From memory that is three passes too. The longer the rows, the fewer programs at a time.
 * split: the rows are cut into parts, so that few long rows fill every multiprocessor. One start finds each part's
   sums, a second joins them and makes the gradient, a third the values. Both maps are read twice: five passes, fewer
   where the cache holds the end of the first for the beginning of the second.
@@ -21,15 +21,16 @@ import torch
 
 Way = Literal["resident", "streamed", "split"]
 
-#: most elements of a map that one program holds: of one row, and where it holds several channels, for whose sums its
-#: warps must meet more often
-RESIDENT, RESIDENT_TILE = 16_384, 8_192
-#: elements of a map that a program handles at a time where it cannot hold them all
-TILE = 2_048
+#: most elements of a map that one program holds: half of what the registers could, so that two programs of a
+#: multiprocessor read and compute in turns
+RESIDENT = 8_192
+#: elements of a map that a thread handles at a time where its program cannot hold them all
+SHARE = 8
 #: bytes of a line of memory: as many neighbouring channels are read together where channels are innermost
 LINE = 128
-#: most bytes of both maps that a program may leave to the cache between its two runs over them
-CACHED = 256 * 1024
+#: bytes of both maps that the programs of a multiprocessor may have in its cache together for the second run over them,
+#: and the most that one alone may leave to the larger cache that all share
+NEAR, CACHED = 128 * 1024, 192 * 1024
 #: programs per multiprocessor that hide each other's waiting, and how few are still worth a row each
 PROGRAMS, FEWEST = 8, 2
 #: most partial results that one program joins
@@ -78,25 +79,30 @@ def make_plan(
     """
     width = 1 if rows_lie_flat else min(power_of_two(channels), LINE // itemsize)
     whole = max(16, power_of_two(positions))
-    if rows_lie_flat and whole <= RESIDENT:
-        return _resident(channels, whole, 1)
     # Half a line of each position is read as fast, and leaves room for twice the positions.
     for narrow in (width, max(1, width // 2)):
-        if narrow * whole <= RESIDENT_TILE:
+        if narrow * whole <= RESIDENT:
             return _resident(channels, whole, narrow)
-    tile = max(16, TILE // width)
     groups = images * -(-channels // width)
-    if groups >= FEWEST * multiprocessors and 2 * itemsize * width * positions <= CACHED:
-        return Plan("streamed", width, tile, 8)
-    return split_plan(groups, positions, width, tile, multiprocessors)
+    pair = 2 * itemsize * width * positions
+    if groups >= FEWEST * multiprocessors and pair <= CACHED:
+        # Sums of several channels take more registers than 32 warps leave a thread.
+        warps = min(32 if width == 1 else 16, 32 // max(1, min(4, NEAR // pair)))
+        return Plan("streamed", width, _tile(width, warps), warps)
+    return split_plan(groups, positions, width, multiprocessors)
 
 
-def split_plan(groups: int, positions: int, width: int, tile: int, multiprocessors: int) -> Plan:
+def split_plan(groups: int, positions: int, width: int, multiprocessors: int) -> Plan:
     """So many parts that the programs fill the device, each at least four tiles long."""
+    tile, warps = _tile(width, 8), 8
     wanted = -(-PROGRAMS * multiprocessors // groups)
     parts = max(1, min(wanted, positions // (4 * tile), JOINED // width, 1024))
     tiles = -(-positions // (parts * tile))
-    return Plan("split", width, tile, 8, -(-positions // (tiles * tile)), tiles * tile)
+    return Plan("split", width, tile, warps, -(-positions // (tiles * tile)), tiles * tile)
+
+
+def _tile(width: int, warps: int) -> int:
+    return max(16, 32 * warps * SHARE // width)
 
 
 def _resident(channels: int, whole: int, width: int) -> Plan:

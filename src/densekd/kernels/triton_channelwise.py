@@ -5,7 +5,7 @@ A tile is (channels, positions) of one image; `stride_c` and `stride_p` say how 
 channels_last are read as they are. All arithmetic is float32, the last of every row float64. Void positions, by mask or
 beyond the map, are minus infinity: probability zero. Nothing is added by several programs: results repeat exactly.
 
-Logits are taken in units of 2**24: no difference of two finite ones overflows, nor the sum of 2**22 of them, and a
+Differences of logits are in units of 2**24: none of two finite logits overflows, nor the sum of 2**22 of them, and a
 divergence of any size comes out finite, without a second look at the rows that would make the host wait.
 """
 
@@ -49,45 +49,48 @@ def _offsets(c, p, stride_c, stride_p):
 
 
 @triton.jit
-def _logits(base, c, p, stride_c, stride_p, kept):
-    """A tile in units of 2**24, float32."""
-    raw = tl.load(base + _offsets(c, p, stride_c, stride_p), mask=kept, other=float("-inf"))
-    return raw.to(tl.float32) * UNIT
+def _logits(base, c, p, stride_c, stride_p, kept, policy: tl.constexpr):
+    """A tile in float32, minus infinity where nothing counts; `policy`: whether the cache should keep it."""
+    at = base + _offsets(c, p, stride_c, stride_p)
+    return tl.load(at, mask=kept, other=float("-inf"), eviction_policy=policy).to(tl.float32)
 
 
 @triton.jit
 def _below(x, largest, k):
-    """How far below the row's largest, and exp2 of it."""
-    gap = x - largest[:, None]
+    """How far below `largest`, both in units of 2**24 from here on, and exp2 of it."""
+    # A power of two: the product is exact, and a product and sum of one rounding are the same as of two.
+    gap = tl.fma(x, tl.full(x.shape, UNIT, tl.float32), tl.broadcast_to(-largest, x.shape))
     return gap, tl.exp2(gap * k)
 
 
 @triton.jit
-def _gap_sum(s_gap, t_gap, p):
-    """Sum of exp2 times (teacher's gap - student's); 0 * infinity counts as its limit, zero."""
-    return tl.sum(tl.where(p > 0, p * (t_gap - s_gap), 0.0), 1)
+def _gaps(s_gap, t_gap, p):
+    """exp2 times (teacher's gap - student's); 0 * infinity counts as its limit, zero."""
+    return tl.where(p > 0, p * (t_gap - s_gap), 0.0)
 
 
 @triton.jit
-def _value(gap, mass, q_scale, p_scale, excess, some, temperature, limit, factor):
+def _value(gap, mass, q_scale, p_scale, excess, some, slope, temperature, limit, factor):
     """`factor * temperature**2 * KL` of rows: see `densekd.kernels.channelwise`.
 
-    What rounding left below zero is zero; what no reduction could hold is `limit`, where it is finite.
+    `q_scale` and `p_scale` are `slope` over the sums of exp2, `excess` is the sum of `slope * (q - p)`. What rounding
+    left below zero is zero; what no reduction could hold is `limit`, where it is finite.
     """
     p, q = p_scale.to(tl.float64), q_scale.to(tl.float64)
     mean_gap = p * (gap.to(tl.float64) / (temperature * UNIT) + mass.to(tl.float64) * tl.log(p / q))
-    value = temperature * (temperature * (mean_gap + excess.to(tl.float64)))
+    value = temperature * (temperature * ((mean_gap + excess.to(tl.float64)) / slope))
     value = tl.where(value < 0, 0.0, value)
     value = tl.where((value > limit) & (value < float("inf")), limit, value)
     return tl.where(some != 0, value * factor, 0.0).to(tl.float32)
 
 
 @triton.jit
-def _online(x, largest, total, k):
-    """Running maximum and sum of exp2, lane by lane, at one exp2 an element."""
-    gap = x - largest
-    e = tl.exp2(-tl.abs(gap) * k)
-    return tl.maximum(x, largest), tl.where(gap > 0, total * e + 1.0, total + e)
+def _online(x, largest, total, k, group: tl.constexpr):
+    """Running maximum and sum of exp2 of lanes that hold `group` neighbouring positions each."""
+    lanes = tl.reshape(x, (x.shape[0], x.shape[1] // group, group))
+    top = tl.maximum(tl.max(lanes, 2) * UNIT, largest)
+    _, here = _below(lanes, top[:, :, None], k)
+    return top, total * tl.exp2((largest - top) * k) + tl.sum(here, 2)
 
 
 @triton.jit
@@ -100,17 +103,19 @@ def _joined(largest, total, k):
 @triton.jit
 def _sums(
     student, teacher, mask, image, c, channels, first, last, positions, s_c, s_p, t_c, t_p, k,
-    masked: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    masked: tl.constexpr, policy: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
     """Largest logit and sum of exp2 from position `first` to `last`, and whether anything there counts."""
-    s_max, s_sum = tl.full((block_c, block_p), LOWEST, tl.float32), tl.zeros((block_c, block_p), tl.float32)
-    t_max, t_sum = tl.full((block_c, block_p), LOWEST, tl.float32), tl.zeros((block_c, block_p), tl.float32)
+    lanes: tl.constexpr = block_p // group
+    s_max, s_sum = tl.full((block_c, lanes), LOWEST, tl.float32), tl.zeros((block_c, lanes), tl.float32)
+    t_max, t_sum = tl.full((block_c, lanes), LOWEST, tl.float32), tl.zeros((block_c, lanes), tl.float32)
     seen = tl.zeros((block_c, block_p), tl.int1)
     for start in range(first, last, block_p):
         p = start + tl.arange(0, block_p)
         kept = _kept(mask, image, c, channels, p, last, positions, masked)
-        s_max, s_sum = _online(_logits(student, c, p, s_c, s_p, kept), s_max, s_sum, k)
-        t_max, t_sum = _online(_logits(teacher, c, p, t_c, t_p, kept), t_max, t_sum, k)
+        s, t = _logits(student, c, p, s_c, s_p, kept, policy), _logits(teacher, c, p, t_c, t_p, kept, policy)
+        s_max, s_sum = _online(s, s_max, s_sum, k, group)
+        t_max, t_sum = _online(t, t_max, t_sum, k, group)
         if masked:
             seen = seen | kept
     s_max, s_sum = _joined(s_max, s_sum, k)
@@ -124,23 +129,23 @@ def _sums(
 @triton.jit
 def _slopes(
     student, teacher, mask, gradient, image, c, channels, first, last, positions,
-    s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k, slope,
+    s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k,
     masked: tl.constexpr, wanted: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
-    """The gradient `slope * (q - p)` from `first` to `last`; sums of gaps and of q - p."""
+    """The gradient, `slope * (q - p)`, from `first` to `last`; sums of gaps and of the gradient."""
     gap_sum, excess = tl.zeros((block_c, block_p), tl.float32), tl.zeros((block_c, block_p), tl.float32)
     for start in range(first, last, block_p):
         p = start + tl.arange(0, block_p)
         kept = _kept(mask, image, c, channels, p, last, positions, masked)
-        s_gap, s_exp = _below(_logits(student, c, p, s_c, s_p, kept), s_max, k)
-        t_gap, t_exp = _below(_logits(teacher, c, p, t_c, t_p, kept), t_max, k)
-        gap_sum += tl.where(t_exp > 0, t_exp * (t_gap - s_gap), 0.0)
+        s_gap, s_exp = _below(_logits(student, c, p, s_c, s_p, kept, "evict_first"), s_max[:, None], k)
+        t_gap, t_exp = _below(_logits(teacher, c, p, t_c, t_p, kept, "evict_first"), t_max[:, None], k)
+        gap_sum += _gaps(s_gap, t_gap, t_exp)
         difference = s_exp * q_scale[:, None] - t_exp * p_scale[:, None]
         excess += difference
         if wanted:
             there = (c < channels)[:, None] & (p < last)[None, :]
-            values = (difference * slope).to(gradient.dtype.element_ty)
-            tl.store(gradient + _offsets(c, p, g_c, g_p), values, mask=there)
+            values = difference.to(gradient.dtype.element_ty)
+            tl.store(gradient + _offsets(c, p, g_c, g_p), values, mask=there, eviction_policy="evict_first")
     return tl.sum(gap_sum, 1), tl.sum(excess, 1)
 
 
@@ -154,33 +159,33 @@ def resident(
     image, c, _, _ = _place(channels, 0, 1, False, block_c)
     p = tl.arange(0, block_p)
     kept = _kept(mask, image, c, channels, p, positions, positions, masked)
-    s = _logits(student + image * s_n, c, p, s_c, s_p, kept)
-    t = _logits(teacher + image * t_n, c, p, t_c, t_p, kept)
+    s = _logits(student + image * s_n, c, p, s_c, s_p, kept, "evict_first")
+    t = _logits(teacher + image * t_n, c, p, t_c, t_p, kept, "evict_first")
     some = tl.full((block_c,), 1, tl.int32)
     if masked:
         some = tl.max(kept.to(tl.int32), 1)
     # A row with nothing to count has no largest logit; minus infinity less itself is no number.
-    s_gap, s_exp = _below(s, tl.where(some != 0, tl.max(s, 1), 0.0), k)
-    t_gap, t_exp = _below(t, tl.where(some != 0, tl.max(t, 1), 0.0), k)
+    s_gap, s_exp = _below(s, tl.where(some != 0, tl.max(s, 1) * UNIT, 0.0)[:, None], k)
+    t_gap, t_exp = _below(t, tl.where(some != 0, tl.max(t, 1) * UNIT, 0.0)[:, None], k)
     mass = tl.sum(t_exp, 1)
-    q_scale = tl.where(some != 0, 1.0 / tl.sum(s_exp, 1), 0.0)
-    p_scale = tl.where(some != 0, 1.0 / mass, 0.0)
-    gap = _gap_sum(s_gap, t_gap, t_exp)
+    q_scale = tl.where(some != 0, slope / tl.sum(s_exp, 1), 0.0)
+    p_scale = tl.where(some != 0, slope / mass, 0.0)
+    gap = tl.sum(_gaps(s_gap, t_gap, t_exp), 1)
     difference = s_exp * q_scale[:, None] - t_exp * p_scale[:, None]
     inside = c < channels
-    value = _value(gap, mass, q_scale, p_scale, tl.sum(difference, 1), some, temperature, limit, factor)
+    value = _value(gap, mass, q_scale, p_scale, tl.sum(difference, 1), some, slope, temperature, limit, factor)
     tl.store(rows + image * channels + c, value, mask=inside)
     if wanted:
         there = inside[:, None] & (p < positions)[None, :]
-        values = (difference * slope).to(gradient.dtype.element_ty)
-        tl.store(gradient + image * g_n + _offsets(c, p, g_c, g_p), values, mask=there)
+        values = difference.to(gradient.dtype.element_ty)
+        tl.store(gradient + image * g_n + _offsets(c, p, g_c, g_p), values, mask=there, eviction_policy="evict_first")
 
 
 @triton.jit
 def streamed(
     student, teacher, mask, gradient, rows, channels, positions,
     s_n, s_c, s_p, t_n, t_c, t_p, g_n, g_c, g_p, k, slope, temperature, limit, factor,
-    masked: tl.constexpr, wanted: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    masked: tl.constexpr, wanted: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
     """Rows that a program reads twice, the second time from the cache."""
     image, c, _, first = _place(channels, positions, 1, False, block_c)
@@ -188,16 +193,16 @@ def streamed(
     teacher += image * t_n
     s_max, s_sum, t_max, t_sum, some = _sums(
         student, teacher, mask, image, c, channels, first, positions, positions, s_c, s_p, t_c, t_p, k,
-        masked, block_c, block_p,
+        masked, "evict_last", block_c, block_p, group,
     )  # fmt: skip
-    q_scale = tl.where(some != 0, 1.0 / s_sum, 0.0)
-    p_scale = tl.where(some != 0, 1.0 / t_sum, 0.0)
+    q_scale = tl.where(some != 0, slope / s_sum, 0.0)
+    p_scale = tl.where(some != 0, slope / t_sum, 0.0)
     gap, excess = _slopes(
         student, teacher, mask, gradient + image * g_n, image, c, channels, first, positions, positions,
-        s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k, slope,
+        s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k,
         masked, wanted, block_c, block_p,
     )  # fmt: skip
-    value = _value(gap, t_sum, q_scale, p_scale, excess, some, temperature, limit, factor)
+    value = _value(gap, t_sum, q_scale, p_scale, excess, some, slope, temperature, limit, factor)
     tl.store(rows + image * channels + c, value, mask=c < channels)
 
 
@@ -205,14 +210,14 @@ def streamed(
 def part_sums(
     student, teacher, mask, found, channels, positions, part, parts, size,
     s_n, s_c, s_p, t_n, t_c, t_p, k,
-    masked: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    masked: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
     """First start of a split row: the sums of one part. `found` is (FIELDS, rows, parts), `size` rows * parts."""
     image, c, number, first = _place(channels, part, parts, False, block_c)
     last = tl.minimum(first + part, positions)
     s_max, s_sum, t_max, t_sum, some = _sums(
         student + image * s_n, teacher + image * t_n, mask, image, c, channels, first, last, positions,
-        s_c, s_p, t_c, t_p, k, masked, block_c, block_p,
+        s_c, s_p, t_c, t_p, k, masked, "", block_c, block_p, group,
     )  # fmt: skip
     at = found + (image * channels + c) * parts + number
     inside = c < channels
@@ -224,7 +229,7 @@ def part_sums(
 
 
 @triton.jit
-def _all_parts(found, row, inside, parts, size, k, joined: tl.constexpr):
+def _all_parts(found, row, inside, parts, size, k, slope, joined: tl.constexpr):
     """The sums of whole rows from those of their parts, in the same order wherever they are asked for."""
     number = tl.arange(0, joined)
     at = found + row[:, None] * parts + number[None, :]
@@ -232,7 +237,7 @@ def _all_parts(found, row, inside, parts, size, k, joined: tl.constexpr):
     s_max, s_sum = _joined(tl.load(at, there, LOWEST), tl.load(at + size, there, 0.0), k)
     t_max, t_sum = _joined(tl.load(at + 2 * size, there, LOWEST), tl.load(at + 3 * size, there, 0.0), k)
     some = tl.max(tl.load(at + 4 * size, there, 0.0), 1)
-    q_scale, p_scale = tl.where(some != 0, 1.0 / s_sum, 0.0), tl.where(some != 0, 1.0 / t_sum, 0.0)
+    q_scale, p_scale = tl.where(some != 0, slope / s_sum, 0.0), tl.where(some != 0, slope / t_sum, 0.0)
     return s_max, q_scale, t_max, p_scale, t_sum, some
 
 
@@ -242,14 +247,14 @@ def part_slopes(
     s_n, s_c, s_p, t_n, t_c, t_p, g_n, g_c, g_p, k, slope,
     masked: tl.constexpr, wanted: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr, joined: tl.constexpr,
 ):  # fmt: skip
-    """Second start: the gradient of one part; its sums of gaps and of q - p in `compared`, (2, rows, parts)."""
+    """Second start: the gradient of one part; its sums of gaps and of the gradient in `compared`, (2, rows, parts)."""
     image, c, number, first = _place(channels, part, parts, True, block_c)
     last = tl.minimum(first + part, positions)
     row, inside = image * channels + c, c < channels
-    s_max, q_scale, t_max, p_scale, _, _ = _all_parts(found, row, inside, parts, size, k, joined)
+    s_max, q_scale, t_max, p_scale, _, _ = _all_parts(found, row, inside, parts, size, k, slope, joined)
     gap, excess = _slopes(
         student + image * s_n, teacher + image * t_n, mask, gradient + image * g_n, image, c, channels,
-        first, last, positions, s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k, slope,
+        first, last, positions, s_c, s_p, t_c, t_p, g_c, g_p, s_max, q_scale, t_max, p_scale, k,
         masked, wanted, block_c, block_p,
     )  # fmt: skip
     at = compared + row * parts + number
@@ -259,18 +264,18 @@ def part_slopes(
 
 @triton.jit
 def part_values(
-    found, compared, rows, count, parts, size, k, temperature, limit, factor,
+    found, compared, rows, count, parts, size, k, slope, temperature, limit, factor,
     block_r: tl.constexpr, joined: tl.constexpr,
 ):  # fmt: skip
     """Third start: the values of `count` rows."""
     row = tl.program_id(0).to(tl.int64) * block_r + tl.arange(0, block_r)
     inside = row < count
-    _, q_scale, _, p_scale, mass, some = _all_parts(found, row, inside, parts, size, k, joined)
+    _, q_scale, _, p_scale, mass, some = _all_parts(found, row, inside, parts, size, k, slope, joined)
     number = tl.arange(0, joined)
     at = compared + row[:, None] * parts + number[None, :]
     there = inside[:, None] & (number < parts)[None, :]
     gap, excess = tl.sum(tl.load(at, there, 0.0), 1), tl.sum(tl.load(at + size, there, 0.0), 1)
-    value = _value(gap, mass, q_scale, p_scale, excess, some, temperature, limit, factor)
+    value = _value(gap, mass, q_scale, p_scale, excess, some, slope, temperature, limit, factor)
     tl.store(rows + row, value, mask=inside)
 
 

@@ -14,11 +14,11 @@ from densekd.kernels.strides import as_strided
 from densekd.kernels.triton_channelwise_host import planned, prepared, scaling
 
 SHAPES: dict[tuple[Way, str], tuple[int, int, int, int]] = {
-    ("resident", "contiguous"): (16, 150, 128, 128),
+    ("resident", "contiguous"): (16, 150, 64, 128),
     ("resident", "channels_last"): (8, 512, 16, 16),
     ("resident", "mixed"): (8, 512, 16, 16),
-    ("streamed", "contiguous"): (16, 150, 192, 128),
-    ("streamed", "channels_last"): (32, 2048, 32, 32),
+    ("streamed", "contiguous"): (16, 150, 128, 128),
+    ("streamed", "channels_last"): (32, 2048, 24, 24),
     ("split", "contiguous"): (2, 19, 512, 1024),
     ("split", "channels_last"): (8, 512, 64, 64),
     ("split", "mixed"): (8, 512, 64, 64),

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from densekd.kernels import triton_channelwise as kernels
-from densekd.kernels.channelwise_plan import TILE, Plan, gradient_scale, make_plan, power_of_two
+from densekd.kernels.channelwise_plan import Plan, gradient_scale, make_plan, power_of_two
 from densekd.kernels.launching import Launch
 from densekd.kernels.strides import Strided, as_strided, position_order, strided
 
 # Of an H200; where kernels are interpreted there is no device to ask.
 _MULTIPROCESSORS = 132
+# Elements that a program of the backward pass handles at a time, and partial results that one of the last start does.
+_TILE, _JOINED = 2048, 1024
 
 
 class Maps(NamedTuple):
@@ -103,7 +105,7 @@ def scaling(target: Strided, upstream: Tensor, factor: float) -> Launch:
     n, c, *_ = target.tensor.shape
     positions = target.tensor[0, 0].numel()
     width = 1 if target.positions == 1 else min(power_of_two(c), 32)
-    tile = max(16, TILE // width)
+    tile = _TILE // width
     part = tile * min(8, -(-positions // tile))
     parts = -(-positions // part)
     arguments = {
@@ -128,8 +130,14 @@ def _numbers(maps: Maps, temperature: float, factor: float) -> dict[str, Any]:
         **{"k": math.log2(math.e) / (temperature * kernels.UNIT.value), "slope": slope},
         **{"temperature": temperature, "factor": factor},
         **{"limit": torch.finfo(torch.float32).max / (2 * maps.rows.numel())},
-        **{"masked": maps.mask is not None, "wanted": maps.gradient is not None},
+        **{"masked": maps.mask is not None, "wanted": maps.gradient is not None, "group": _group(maps)},
     }
+
+
+def _group(maps: Maps) -> int:
+    """Neighbouring positions that one thread loads at once; where channels are innermost it loads one."""
+    pair = (maps.student, maps.teacher)
+    return 16 // max(x.tensor.dtype.itemsize for x in pair) if all(x.positions == 1 for x in pair) else 1
 
 
 def _whole(maps: Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
@@ -144,7 +152,7 @@ def _split(maps: Maps, numbers: dict[str, Any], plan: Plan) -> Iterator[Launch]:
     found = torch.empty((kernels.FIELDS, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
     compared = torch.empty((2, n * c, plan.parts), dtype=torch.float32, device=maps.rows.device)
     joined = power_of_two(plan.parts)
-    block_r = min(power_of_two(n * c), max(1, TILE // 2 // joined), 64)
+    block_r = min(power_of_two(n * c), max(1, _JOINED // joined), 32)
     numbers = {
         **{**numbers, "block_c": plan.channels, "block_p": plan.positions, "block_r": block_r, "joined": joined},
         **{"found": found, "compared": compared, "part": plan.part, "parts": plan.parts},
@@ -163,7 +171,7 @@ def _launch(kernel: Any, programs: int, numbers: dict[str, Any], warps: int) -> 
     return Launch(kernel, programs, taken, constants, warps)
 
 
-_CONSTANTS = ("masked", "wanted", "block_c", "block_p", "block_r", "joined")
+_CONSTANTS = ("masked", "wanted", "block_c", "block_p", "block_r", "joined", "group")
 
 
 def _strides(letter: str, of: Strided) -> dict[str, int]:
