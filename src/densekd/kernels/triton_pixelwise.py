@@ -30,21 +30,20 @@ def _join(x, top, mass, inverse):
 
 
 @triton.jit
-def _below(x, top, inverse, low, inside):
-    """(x - max) / tau, held above `low`, and exp of it, zero beyond the last channel."""
+def _below(x, top, inverse, low):
+    """(x - max) / tau, held above `low`, and exp of it; zero beyond the last channel, where x is minus infinity."""
     gap = tl.maximum((x - top[None, :]) * inverse, low, propagate_nan=tl.PropagateNan.ALL)
-    return gap, tl.where(inside[:, None], tl.exp2(gap * LOG2_E), 0.0)
+    return gap, tl.exp2(gap * LOG2_E)
 
 
 @triton.jit
-def _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low, inside):
+def _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low):
     """q - p of a tile, and the sums over its channels of p * (v - u) and q - p."""
-    u, q = _below(s, s_top, inverse, low, inside)
-    v, p = _below(t, t_top, inverse, low, inside)
+    u, q = _below(s, s_top, inverse, low)
+    v, p = _below(t, t_top, inverse, low)
     q, p = q / s_mass[None, :], p / t_mass[None, :]
     slope = q - p
-    gaps = tl.where(inside[:, None], p * (v - u), 0.0)
-    return slope, tl.sum(gaps, 0), tl.sum(slope, 0)
+    return slope, tl.sum(p * (v - u), 0), tl.sum(slope, 0)
 
 
 @triton.jit
@@ -76,7 +75,7 @@ def positions(
         s, t = _tile(student, c, p, s_c, s_p, kept), _tile(teacher, c, p, t_c, t_p, kept)
         s_top, s_mass = _join(s, s_top, s_mass, inverse * LOG2_E)
         t_top, t_mass = _join(t, t_top, t_mass, inverse * LOG2_E)
-        slope, gaps, excess = _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low, inside)
+        slope, gaps, excess = _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low)
         if wanted:
             slope = tl.where(valid[None, :], slope, 0.0).to(gradient.dtype.element_ty)
             at = gradient + c.to(tl.int64)[:, None] * g_c + p.to(tl.int64)[None, :] * g_p
@@ -92,7 +91,7 @@ def positions(
             inside = c < channels
             kept = inside[:, None] & valid[None, :]
             s, t = _tile(student, c, p, s_c, s_p, kept), _tile(teacher, c, p, t_c, t_p, kept)
-            slope, gap, more = _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low, inside)
+            slope, gap, more = _terms(s, t, s_top, t_top, s_mass, t_mass, inverse, low)
             gaps += gap
             excess += more
             if wanted:
