@@ -53,6 +53,12 @@ class TestRoundTrip:
         assert torch.equal(found[0], exact[0])
         assert (found[1] - tapped[1]).abs().max() < 0.02
 
+    def test_steps_that_float32_can_hardly_hold(self):
+        smallest = 2.0**-149
+        tapped = torch.tensor([[[0.0, 380 * smallest, 100 * smallest]]])
+        found = back(encode(tapped, "int8").data, "int8", (1, 1, 3))
+        assert found.tolist() == [[[0.0, 255 * smallest, 100 * smallest]]]
+
     @pytest.mark.parametrize("encoding", ENCODINGS)
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
     def test_any_float_dtype_and_layout(self, encoding, dtype):

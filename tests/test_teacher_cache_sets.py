@@ -125,6 +125,16 @@ class TestSharedAndResumed:
             assert alone.finish().whole
         expect(MapReader(tmp_path / "set", KEY).read(samples()))
 
+    def test_a_sample_that_is_stored_twice_counts_once(self, whole, tmp_path):
+        with writer(tmp_path / "set") as made:
+            fill(made)
+            made.commit()
+            shutil.copy(whole / f"rank000-00000{SUFFIX}", tmp_path / "set" / f"rank001-00000{SUFFIX}")
+            summary = made.finish()
+        expected = MapReader(whole, KEY).summary
+        assert (summary.samples, summary.missing, summary.error) == (6, 0, expected.error)
+        expect(MapReader(tmp_path / "set", KEY).read(samples()))
+
     def test_what_was_not_committed_is_written_again(self, tmp_path):
         with writer(tmp_path / "set") as made:
             fill(made, PAIRS[:2])
@@ -184,7 +194,7 @@ class TestSharedAndResumed:
         (copy / f"rank000-00001{SUFFIX}").unlink()
         with pytest.raises(CacheError, match=r"rank000-00001\.maps: missing; make its maps again by `densekd cache"):
             MapReader(copy, KEY)
-        with writer(copy) as made:
+        with writer(copy, commit_bytes=1) as made:
             assert made.missing() == PAIRS[4:]
             assert "rank000-00001.maps removed since the set was whole" in made.notices[0]
             fill(made)
@@ -241,6 +251,23 @@ class TestDiskFull:
             assert not list((tmp_path / "set").glob(".rank000-*part"))
             fill(made)
             assert made.finish().whole
+
+    def test_no_room_for_a_commit(self, tmp_path, monkeypatch):
+        def full(_handle):
+            raise OSError(28, "No space left on device")
+
+        with writer(tmp_path / "set") as made:
+            fill(made, PAIRS[:2])
+            made.commit()
+            fill(made, PAIRS[2:4])
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                with pytest.raises(ResourceError, match="the disk is full"):
+                    made.commit()
+            assert made.missing() == PAIRS[2:]
+            fill(made)
+            assert made.finish().whole
+        expect(MapReader(tmp_path / "set", KEY).read(samples()))
 
     def test_a_folder_that_takes_no_files(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -374,6 +401,14 @@ class TestRefusedReads:
         with pytest.raises(
             CacheError, match=r"rank000-00000\.maps: damaged: its first bytes are not those of this set"
         ):
+            MapReader(copy, KEY)
+
+    def test_files_that_changed_places(self, copy):
+        one, other = (copy / f"rank000-0000{number}{SUFFIX}" for number in (0, 1))
+        one.rename(copy / "aside")
+        other.rename(one)
+        (copy / "aside").rename(other)
+        with pytest.raises(CacheError, match=r"rank000-00000\.maps: not the file that set\.json names"):
             MapReader(copy, KEY)
 
 
