@@ -87,7 +87,8 @@ def make_plan(
     pair = 2 * itemsize * width * positions
     if groups >= FEWEST * multiprocessors and pair <= CACHED:
         # Sums of several channels take more registers than 32 warps leave a thread.
-        warps = min(32 if width == 1 else 16, 32 // max(1, min(4, NEAR // pair)))
+        together = next((number for number in (4, 2) if number * pair <= NEAR), 1)
+        warps = min(32 if width == 1 else 16, 32 // together)
         return Plan("streamed", width, _tile(width, warps), warps)
     return split_plan(groups, positions, width, multiprocessors)
 
