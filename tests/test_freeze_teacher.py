@@ -164,6 +164,9 @@ class TestMaps:
         fast = frozen(Named(), example={"pixel_values": images(), "scale": 2.0}, taps=["output"])
         maps = fast.maps(Batch((), {"pixel_values": images(), "scale": 3.0}))
         exact = exact_maps(network(), images(), "up")["up"] * 3
+        labels = exact.argmax(1)
+        example = {"pixel_values": images(), "scale": 2.0}
+        assert frozen(Named(), example=example, taps=["output"], held_out=[(images(), labels)]).report.miou == 1.0
         torch.testing.assert_close(maps["output"].double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -531,6 +534,10 @@ class TestRefused:
     def test_options(self, options: dict[str, Any], words: str) -> None:
         with pytest.raises(ArgumentError, match=words):
             frozen(**options)
+
+    def test_held_out_images_that_do_not_run(self) -> None:
+        with pytest.raises(ModelError, match="fails on the held-out images on cpu: RuntimeError"):
+            frozen(held_out=[(torch.ones(1, 4, 8, 8), torch.ones(1, 8, 8))])
 
     def test_no_class_map_to_score(self) -> None:
         teacher = nn.Sequential(OrderedDict(head=nn.Conv2d(3, 5, 1), tokens=nn.Flatten(2)))

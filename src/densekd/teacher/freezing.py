@@ -156,7 +156,7 @@ class _Making:
         reader = TapReader(network, options.taps, who="teacher")
         engine = replace(plain.engine, network=network, reader=reader, device=device)
         part = next(engine.parts(plain.batch))
-        with told(engine, part), engine.precision.around(device.type):
+        with told(engine, f"the example, images {tuple(part.images.shape)}"), engine.precision.around(device.type):
             dry_run(reader, network, part.args, part.kwargs)
             if options.fold_batchnorm:
                 run = lambda: reader.run_raw(network, part.args, part.kwargs)  # noqa: E731

@@ -92,7 +92,7 @@ class Plain:
         count = MiouCount(classes, self.options.ignore_index)
         for images, labels in self.held_out:
             start = 0
-            for output in engine.outputs(Batch((images,), {})):
+            for output in engine.outputs(self.batch.with_images(images)):
                 logits = class_map(output)
                 assert logits is not None
                 count.update(logits, labels[start : start + len(logits)])
@@ -142,7 +142,7 @@ def _look(
 ) -> Plain:
     part = next(engine.parts(batch))
     size = (part.images.shape[2], part.images.shape[3])
-    with told(engine, part), engine.precision.around(engine.device.type):
+    with told(engine, f"the example, images {tuple(part.images.shape)}"), engine.precision.around(engine.device.type):
         found = dry_run(engine.reader, engine.network, part.args, part.kwargs)
         layouts = {
             tap: find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the teacher")
@@ -174,7 +174,8 @@ def _look(
         [*notices, *found.notices, *read],
         held_out,
     )
-    plain.counts = plain.score(engine)
+    with told(engine, "the held-out images"):
+        plain.counts = plain.score(engine)
     return plain
 
 
@@ -191,7 +192,7 @@ def _class_taps(engine: Engine, output: Any, maps: dict[str, Tensor]) -> frozens
 
 
 @contextmanager
-def told(engine: Engine, part: Batch) -> Iterator[None]:
+def told(engine: Engine, what: str) -> Iterator[None]:
     """Errors of the network's own code say on what it failed.
 
     Raises:
@@ -206,8 +207,8 @@ def told(engine: Engine, part: Batch) -> Iterator[None]:
             raise
         place = own_place(error)
         raise ModelError(
-            f"the teacher ({type(engine.network).__name__}) fails on the example, images {tuple(part.images.shape)} on "
-            f"{engine.device}: {f'{place}: ' if place else ''}{type(error).__name__}: {error}"
+            f"the teacher ({type(engine.network).__name__}) fails on {what} on {engine.device}: "
+            f"{f'{place}: ' if place else ''}{type(error).__name__}: {error}"
         ) from error
 
 
