@@ -267,7 +267,7 @@ class BenchRecord(_Record):
     """A benchmark's record; committed ones live under `benchmarks/results/`."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    bench: Literal["loss", "methods", "step", "data", "scaling", "latency"]
+    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency"]
     device: str
     threads: int
     command: str

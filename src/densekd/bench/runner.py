@@ -149,7 +149,7 @@ def environment() -> dict[str, str]:
 
 
 def make_record(
-    bench: Literal["loss", "methods", "step", "data", "scaling", "latency"],
+    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency"],
     *,
     device: str,
     threads: int,

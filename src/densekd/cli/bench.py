@@ -55,6 +55,32 @@ def loss(
     _finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
+@app.command("task")
+@guarded
+def task(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
+    ] = Path("bench-task.json"),
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Up-sampling and cross-entropy in one step, as runs train: time and peak memory against one after the other."""
+    from densekd.bench import task as bench
+
+    _refuse_existing(out, force)
+    words = ["densekd", "bench", "task", "--threads", str(threads), "--rounds", str(rounds)]
+    command = shlex.join([*words, *(["--quick"] if quick else [])])
+    cases = bench.QUICK_CASES if quick else bench.CASES
+    with _progress(quiet) as progress:
+        record = bench.run(threads=threads, rounds=rounds, cases=cases, progress=progress, command=command)
+    title = f"up-sampling and cross-entropy, forward and backward, {threads} thread(s)"
+    _finish(out, record, bench.rows(record), title, quiet, as_json)
+
+
 @app.command("methods")
 @guarded
 def methods(
