@@ -66,7 +66,7 @@ class Made:
     def _make(self, parts: Parts, teacher: Any, spec: Any, dtype: str, scored: bool) -> Any:
         self.asked.append(dtype)
         found = self.chosen if dtype == "auto" else dtype
-        return SimpleNamespace(report=SimpleNamespace(dtype=found), notices=["slow"])
+        return SimpleNamespace(report=SimpleNamespace(dtype=found), notices=["slow", "teacher: seen"])
 
 
 def begun(engine: dict[str, Any] | None) -> RunRecord:
@@ -79,7 +79,7 @@ class TestNumberFormat:
         made = Made(monkeypatch)
         found = fast_teacher.fast_teacher(parts, torch.nn.Identity())
         assert (found.report.dtype, made.asked) == ("bfloat16", ["auto"])
-        assert parts.notices == ["teacher.engine: slow"]
+        assert parts.notices == ["teacher.engine: slow", "teacher: seen"]
 
     def test_a_resume_keeps_what_the_run_began_with(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         made = Made(monkeypatch, chosen="float32")
@@ -93,7 +93,7 @@ class TestNumberFormat:
 
     def test_of_several_processes_the_first_decides(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         made = Made(monkeypatch, chosen="float32")
-        second: Any = SimpleNamespace(from_first=lambda _what, _work: "bfloat16")
+        second: Any = SimpleNamespace(from_first=lambda _what, _work: "bfloat16", first=False)
         assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), second).report.dtype == "bfloat16"
         first = Ranks.alone()
         assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), first).report.dtype == "float32"

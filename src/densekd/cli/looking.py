@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ def evaluate(
     from densekd.runs.score import score_run
 
     opened, changed = Run.load(run), dotted(overrides)
-    _ask_for_memory(opened)
+    _ask_for_memory(opened, changed)
     with Watch() as watch:
         scores = score_run(opened, split, changed, None if quiet else watch.counting)
     used = load_recipe(opened.path / "recipe.yaml", changed).evaluation
@@ -90,7 +91,7 @@ def predict(
     from densekd.runs import Run
 
     opened = Run.load(run)
-    _ask_for_memory(opened)
+    _ask_for_memory(opened, {})
     changes = [text for text in inputs if _OVERRIDE.match(text) and not Path(text).exists()]
     with Watch() as watch:
 
@@ -121,10 +122,13 @@ def predict(
         complain(f"{len(made)} images: {_written(submission, overlays)} in {out}")
 
 
-def _ask_for_memory(run: Run) -> None:
+def _ask_for_memory(run: Run, overrides: Mapping[str, Any]) -> None:
+    """Memory as the run's `runtime` says, before there is a tensor."""
     from densekd import host_memory
+    from densekd.config import load_recipe
 
-    host_memory.ask(run.recipe.runtime)
+    asked = {key: value for key, value in overrides.items() if key.startswith("runtime.")}
+    host_memory.ask(load_recipe(run.path, asked).runtime if asked else run.recipe.runtime)
 
 
 def _written(submission: str | None, overlays: bool | None) -> str:

@@ -219,7 +219,8 @@ def doctor(
         for notice in [*parts.notices, *host_memory.notices(resolved.runtime), *readiness.notices]:
             complain(notice)
     if as_json:
-        sys.stdout.write(json.dumps(readiness.as_dict(), indent=2) + "\n")
+        engine = None if readiness.engine is None else readiness.engine.as_dict()
+        sys.stdout.write(json.dumps({**readiness.as_dict(), "engine": engine}, indent=2) + "\n")
     else:
         table(readiness.rows(), title="pre-flight")
     readiness.raise_if_failed("stop")

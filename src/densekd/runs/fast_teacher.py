@@ -56,9 +56,14 @@ def fast_teacher(parts: Parts, teacher: nn.Module, ranks: Ranks | None = None, *
         decided = decide() if ranks is None else ranks.from_first("the teacher's number format", decide)
     else:
         decided = dtype
+    scored = scored and (ranks is None or ranks.first)
     found = made[0] if made else _made(parts, teacher, spec, decided, scored)
-    parts.notices.extend(f"teacher.engine: {notice}" for notice in found.notices)
+    parts.notices.extend(_of_the_teacher(notice) for notice in found.notices)
     return found
+
+
+def _of_the_teacher(notice: str) -> str:
+    return notice if notice.startswith("teacher: ") else f"teacher.engine: {notice}"
 
 
 def _dtype(parts: Parts, spec: TeacherSpec) -> str:
