@@ -24,9 +24,10 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 #: rows of 16 positions, odd ones, ones that fit on chip, and ones that are divided; the last two are those of training
 SHAPES: tuple[Shape, ...] = ((2, 5, 4, 4), (3, 19, 13, 29), (2, 150, 64, 64), (2, 19, 128, 256), (2, 19, 512, 1024))
 TINY_SHAPE: Shape = (1, 3, 3, 5)
-#: relative errors that count as right: of a value (arithmetic in float32), and of a gradient, kept in the map's type
+#: relative errors that count as right: of a value (arithmetic in float32), and of a gradient, kept in the map's type,
+#: each entry of which may be off by one unit in its last place
 VALUE = 1e-5
-GRADIENT = {torch.float32: 2e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+GRADIENT = {torch.float32: 2e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 _VOID = 255
 
 
@@ -101,7 +102,7 @@ def _mask(case: _Case, device: torch.device) -> Tensor | None:
     if not case.masked:
         return None
     n, _, h, w = case.shape
-    return (torch.rand((n, h, w), generator=torch.Generator().manual_seed(1)) < 0.9).to(device)
+    return (torch.rand((n, h, w), generator=torch.Generator().manual_seed(1)) < 0.7).to(device)
 
 
 def _both(loss: Callable[[Tensor], Tensor], student: Tensor) -> Values:
