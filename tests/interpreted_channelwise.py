@@ -393,3 +393,18 @@ def test_a_leaf_gets_the_kept_gradient_itself():
     kept = value.grad_fn.next_functions[0][0].saved_tensors[0].data_ptr()
     value.backward()
     assert leaf.grad.data_ptr() == kept
+
+
+@pytest.mark.long
+def test_every_way_that_is_timed_gives_the_same(monkeypatch):
+    from densekd.bench.gpu_ways import run, ways
+
+    outcome = run(torch.device("cpu"), tiny=True)
+    assert {case.variant for case in outcome.cases} > {"table", "torch"}
+    student, teacher, _ = Case((1, 2, 30, 70)).maps()
+    for last in (False, True):
+        expected, slope = exact(student, teacher, 4.0)
+        for plan in ways((1, 2, 30, 70), 4, last, 132).values():
+            rows, gradient = host.triton_rows(student, teacher, None, 4.0, True, 1.0, plan)
+            torch.testing.assert_close(rows.double(), expected, rtol=5e-6, atol=0)
+            torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=1e-8)
