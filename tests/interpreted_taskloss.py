@@ -153,7 +153,6 @@ WRONG = {
     "images mixed up": ("base = logits + image * x_n", "base = logits"),
     "labels of another row": ("image * y_n + r * y_h", "image * y_n + first * y_h"),
     "true class left out": ("slope -= tl.where(c[:, None] == label[None, :], weight[None, :], 0.0)", "slope -= 0.0"),
-    "reads past the row": ("there = x < end", "there = x < end + 1"),
 }
 FIRST = ("void counts", "half of the last small row is lost", "gradient written past the row")
 

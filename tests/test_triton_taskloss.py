@@ -147,6 +147,7 @@ def test_interpreted_kernels():
 
 @needs_triton
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_interpreted_kernels_in_more_cases():
     assert "passed" in run_interpreted("interpreted_taskloss.py", "-m", "long")
 

@@ -20,12 +20,14 @@ from densekd.kernels.aot import TARGETS, compiled
 def rows(targets: list[int]) -> Iterator[dict[str, Any]]:
     """A row per kernel, type, layout, mask and target."""
     from densekd.kernels.triton_channelwise_cases import cases
+    from densekd.kernels.triton_task_cases import pixelwise_cases, upsampled_cases
 
-    for case in cases():
+    made_by = {"channelwise_kl": cases, "upsampled_cross_entropy": upsampled_cases, "pixelwise_kl": pixelwise_cases}
+    for loss, case in ((loss, case) for loss, of in made_by.items() for case in of()):
         for target in targets:
             made = compiled(case.launch, target)
             yield {
-                **{"loss": "channelwise_kl", "way": case.way, "layout": case.layout},
+                **{"loss": loss, "way": case.way, "layout": case.layout},
                 **{"dtype": str(case.dtype).removeprefix("torch."), "masked": case.masked},
                 **{"shape": "x".join(map(str, case.shape)), "programs": case.launch.programs},
                 **made._asdict(),
