@@ -98,13 +98,12 @@ def _measure(
     calls, rounds = (1, 1) if tiny else (10, 5)
     timings = device_timings({**variants, "torch": plain}, device, rounds=rounds, calls=calls, warmup=1)
     size = math.prod(shape) * dtype.itemsize
-    label = (
-        f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {'channels_last' if last else 'contiguous'}"
-    )
+    layout_words = "channels_last" if last else "contiguous"
+    label = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout_words}"
     for name, timing in timings.items():
         outcome.cases.append(
             BenchCase(
-                name=" ".join(words),
+                name=label,
                 variant=name,
                 median_seconds=timing.median,
                 ratio=timings["table"].median / timing.median,
