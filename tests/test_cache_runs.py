@@ -162,6 +162,15 @@ class TestWhatIsLearned:
         assert log_without_times(run.path) == log_without_times(alone.path)
         assert run.record.cache.sha256 == alone.record.cache.sha256
 
+    def test_maps_that_lost_much_are_told(self, place, root, tmp_path, monkeypatch):
+        from densekd.runs.cache import stored
+
+        monkeypatch.setattr(stored, "_MUCH", 3.5e-4)
+        watch = Watching()
+        distill(asked(place, root), out=tmp_path / "run", progress=watch)
+        (told,) = [line for line in watch.lines if "distill.cache=null runs" in line]  # the class map errs by less
+        assert told.startswith("cache: the softened maps of '2' err by 0.038% as bfloat16")
+
     def test_the_record_says_what_was_read(self, read, root):
         cache = read.record.cache
         assert (cache.views, cache.images, cache.taps["output"]) == (2, 10, (3, 16, 24))

@@ -180,7 +180,8 @@ def stored_maps(
     if json.loads(asked):
         wish.build(ranks, progress)
     stored = ranks.agreed("the teacher's maps, to read", lambda: _read(wish))
-    say(stored.words())
+    for line in (stored.words(), *stored.doubts()):
+        say(line)
     return stored
 
 

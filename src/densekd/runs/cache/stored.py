@@ -16,6 +16,9 @@ from densekd.runs import words
 from densekd.runs.cache.sets import built
 from densekd.teacher_cache import CachedTeacher, CacheKey, MapReader
 
+_MUCH = 0.01
+"""Relative error of softened maps beyond which a user is told: what `teacher.engine` allows a number format."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -57,6 +60,17 @@ class Stored:
         return [
             f"distill.cache.views: {views}, and the run sees each image {epochs:.3g} times: distill.cache.views="
             f"{max(1, math.ceil(epochs))} stores no more than is read"
+        ]
+
+    def doubts(self) -> list[str]:
+        """Lines about taps whose maps lost more than 1% to the encoding."""
+        header, errors = self.reader.header, self.reader.summary.error
+        better = "distill.cache.encoding=bfloat16 loses less; " if header.encoding == "int8" else ""
+        return [
+            f"cache: the softened maps of {tap!r} err by {100 * errors[tap].mean:.2g}% as {header.encoding}: {better}"
+            "distill.cache=null runs the teacher in every step"
+            for tap in self.taps
+            if errors[tap].mean > _MUCH
         ]
 
     def record(self) -> CacheRecord:
