@@ -184,6 +184,10 @@ def kept(net: Any, x: Tensor) -> Tensor:
     return net.norm(net.seen)
 
 
+def normalised(net: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.batch_norm(x, net.norm.running_mean, net.norm.running_var, weight, bias, False, 0.0, eps)
+
+
 def own_forward() -> nn.Module:
     layer = conv()
     layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
@@ -228,6 +232,20 @@ TRAPS: dict[str, tuple[nn.Module, dict[str, str]]] = {
     "the norm's weight is read": (
         Net(lambda n, x: n.norm(n.conv(x)) + n.norm.weight.sum(), conv=conv(), norm=norm()),
         {"norm": "its parameters are read elsewhere"},
+    ),
+    "a functional call without its weight": (
+        Net(
+            lambda n, x: n.norm.bias.sum() + normalised(n, n.conv(x), None, None, n.norm.eps), conv=conv(), norm=norm()
+        ),
+        {"norm": "it normalises with other values than its own"},
+    ),
+    "a functional call with another epsilon": (
+        Net(lambda n, x: normalised(n, n.conv(x), n.norm.weight, n.norm.bias, 0.5), conv=conv(), norm=norm()),
+        {"norm": "it normalises with other values than its own"},
+    ),
+    "a functional call": (
+        Net(lambda n, x: normalised(n, n.conv(x), n.norm.weight, n.norm.bias, n.norm.eps), conv=conv(), norm=norm()),
+        {"norm": "it normalises with other values than its own"},
     ),
     "no statistics": (nn.Sequential(conv(), norm(track_running_stats=False)), {"1": "no running statistics"}),
     "before a layer": (nn.Sequential(norm(), conv()), {"0": "its input is not what a convolution made"}),

@@ -103,6 +103,12 @@ class TestMaps:
         teacher.head.weight.data.zero_()
         assert fast.maps(Batch((images(),), {}))["head"].abs().sum() > 0
 
+    def test_always_in_evaluation_mode(self) -> None:
+        fast = frozen(network(), fold_batchnorm=False)
+        expected = fast.maps(Batch((images(),), {}))["head"]
+        fast.network.train()  # with its dropout
+        assert torch.equal(fast.maps(Batch((images(),), {}))["head"], expected)
+
     def test_micro_batches(self) -> None:
         teacher = network()
         sizes: list[int] = []
@@ -184,6 +190,11 @@ class TestPrecision:
         agreed = (maps["output"].argmax(1) == exact_maps(teacher, images(), "up")["up"].argmax(1)).double().mean()
         assert fast.report.agreement == pytest.approx(float(agreed))
         assert (fast.report.dtype, fast.report.autocast, fast.report.why) == ("bfloat16", False, "asked for")
+
+    def test_statistics_that_are_not_folded_stay_wide(self) -> None:
+        inner = frozen(taps=["norm"], dtype="bfloat16").network
+        assert {inner.norm.running_var.dtype, inner.norm.weight.dtype} == {torch.float32}
+        assert inner.stem.weight.dtype == torch.bfloat16
 
     def test_autocast_around_changes_nothing(self) -> None:
         fast = frozen()

@@ -108,13 +108,13 @@ def _source_of(norm: Any, seen: Seen) -> tuple[Product | None, str | None]:
 
 
 def _why_not_norm(norm: Any, exact: set[nn.Module], seen: Seen) -> str | None:
-    if seen.norms[id(norm.running_mean)][0].training:
+    ran = seen.norms[id(norm.running_mean)][0]
+    if ran.training:
         return "it uses the statistics of the batch"
     if norm not in exact:
         return f"a {type(norm).__name__} does more than normalise"
-    reads = seen.norms[id(norm.running_mean)][0].reads
     held = tuple(None if t is None else id(t) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
-    if reads != held:
+    if ran.reads != held or ran.eps != norm.eps or seen.calls.get(norm) != 1:
         return "it normalises with other values than its own"
     if any(seen.reads.get(tensor, 0) != 1 for tensor in held if tensor is not None):
         return "its parameters are read elsewhere too"

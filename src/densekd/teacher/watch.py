@@ -35,6 +35,7 @@ class Norm:
     """One batch normalisation that ran: the ids of what it read, and whether it took the batch's own statistics."""
 
     reads: tuple[int | None, ...]
+    eps: float | None
     training: bool
 
 
@@ -91,7 +92,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif "batch_norm" in func._schema.name and isinstance(named.get("running_mean"), Tensor):
             norm = Norm(
                 tuple(_id(named.get(name)) for name in ("weight", "bias", "running_mean", "running_var")),
-                bool(named.get("training", False)),
+                named.get("eps", named.get("epsilon")),
+                bool(named.get("training", "with_update" in func._schema.name)),
             )
             self.seen.norms.setdefault(id(named["running_mean"]), []).append(norm)
             for product in products:
