@@ -1,10 +1,10 @@
 """Many networks end in a bilinear up-sampling of their class map; in training it can be left to the loss.
 
 `observed` tells from one forward pass whether that is so: the tensor that the network returns is the very one that
-`torch.nn.functional.interpolate` gave. `putting_off` then runs the network without that step: it returns the small
-map, and the loss does the rest without a full-size map (`densekd.functional.upsampled_cross_entropy`). Nothing of the
-network is changed for that: both work by torch's function modes, which see the calls of one thread, and by hooks that
-are gone afterwards.
+`torch.nn.functional.interpolate` gave, and nothing else was computed from it. `putting_off` then runs the network
+without that step: it returns the small map, and the loss does the rest without a full-size map
+(`densekd.functional.upsampled_cross_entropy`). Nothing of the network is changed for that: both work by torch's
+function modes, which see the calls of one thread, and by hooks that are gone afterwards.
 """
 
 from __future__ import annotations
@@ -82,16 +82,25 @@ class Observation:
 
 
 class _Interpolations(TorchFunctionMode):
-    """Counts the calls of `interpolate`, and hands those that could be put off to `act`."""
+    """Counts the calls of `interpolate`, and hands those that could be put off to `act`; `seen` is told what every
+    function of torch took and gave."""
 
-    def __init__(self, act: Callable[[int, Tensor, Upsampling, Callable[[], Tensor]], Tensor]) -> None:
+    def __init__(
+        self,
+        act: Callable[[int, Tensor, Upsampling, Callable[[], Tensor]], Tensor],
+        seen: Callable[[list[Any], Any], None] | None = None,
+    ) -> None:
         super().__init__()
-        self._act, self._count = act, 0
+        self._act, self._seen, self._count = act, seen, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.interpolate:
-            return func(*args, **kwargs)
+        result = self._interpolated(func, args, kwargs) if func is F.interpolate else func(*args, **kwargs)
+        if self._seen is not None:
+            self._seen([*args, *kwargs.values()], result)
+        return result
+
+    def _interpolated(self, func: Any, args: Any, kwargs: Any) -> Any:
         number, self._count = self._count, self._count + 1
         given = _SIGNATURE.bind(*args, **kwargs)
         given.apply_defaults()
@@ -136,6 +145,7 @@ def observed(network: nn.Module) -> Iterator[Observation]:
         return
     results: list[tuple[Call, weakref.ref[Tensor]]] = []
     after: dict[str, set[Call]] = {}
+    used: set[Call] = set()  # a further result of the network comes from it, or it was changed in place
 
     def watch(number: int, small: Tensor, upsampling: Upsampling, run: Callable[[], Tensor]) -> Tensor:
         result = run()
@@ -145,13 +155,17 @@ def observed(network: nn.Module) -> Iterator[Observation]:
     def calls_of(values: list[Tensor]) -> set[Call]:
         return {call for call, result in results for value in values if result() is value}
 
+    def use(taken: list[Any], given: Any) -> None:
+        if results and _tensors(given):  # not its shape or type
+            used.update(calls_of([tensor for value in taken for tensor in _tensors(value)]))
+
     def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
         after[name] = calls_of(_tensors(output))
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         maps = {MAIN: _main(output), AUXILIARY: auxiliary_map(output)}
         found = {name: calls_of([value]) for name, value in maps.items() if value is not None}
-        calls = {name: call for name, some in found.items() for call in some}
+        calls = {name: call for name, some in found.items() for call in some - used}
         paths = (name for name, some in after.items() if some & set(calls.values()))
         observation.last = LastUpsampling(calls, frozenset(paths))
 
@@ -160,7 +174,7 @@ def observed(network: nn.Module) -> Iterator[Observation]:
             stack.callback(module.register_forward_hook(partial(look, name)).remove)
         # After a head that hangs on the network has put its map beside the network's.
         stack.callback(network.register_forward_hook(end).remove)
-        stack.enter_context(_Interpolations(watch))
+        stack.enter_context(_Interpolations(watch, use))
         yield observation
 
 
