@@ -171,7 +171,7 @@ def test_kernels_compile_without_spills(monkeypatch, tmp_path):
     assert {case.way for case in found} == {"pixels", "slopes", "whole", "streamed"}
     for case in found:
         made = compiled(case.launch, 90)
-        assert made.spilled == 0, (case[:-1], made)
+        assert made.spills == 0, (case[:-1], made)
 
 
 @needs_compiler
@@ -185,7 +185,7 @@ def test_every_kernel_compiles_for_every_target(monkeypatch, tmp_path):
         for target in TARGETS:
             made = compiled(case.launch, target)
             print(*case[:-1], made)
-            assert made.spilled == 0, (case[:-1], made)
+            assert made.spills == 0, (case[:-1], made)
 
 
 # --- tier 4: a real GPU ------------------------------------------------------------------------------------------
