@@ -403,11 +403,13 @@ class TestRefusedReads:
         ):
             MapReader(copy, KEY)
 
-    def test_files_that_changed_places(self, copy):
-        one, other = (copy / f"rank000-0000{number}{SUFFIX}" for number in (0, 1))
-        one.rename(copy / "aside")
-        other.rename(one)
-        (copy / "aside").rename(other)
+    def test_a_file_of_another_build(self, copy, tmp_path):
+        with writer(tmp_path / "other") as made:
+            for pair in PAIRS[:4]:
+                made.write(*pair, maps_of(*pair), fingerprint=7)
+        other = tmp_path / "other" / f"rank000-00000{SUFFIX}"
+        assert other.stat().st_size == (copy / other.name).stat().st_size
+        shutil.copy(other, copy / other.name)
         with pytest.raises(CacheError, match=r"rank000-00000\.maps: not the file that set\.json names"):
             MapReader(copy, KEY)
 
@@ -427,7 +429,7 @@ class TestDamage:
         for path in sorted(path for path in copy.iterdir() if path.stat().st_size):
             sound = path.read_bytes()
             ends = [0, 1, 14, 20, 47, 48, *range(len(sound) - 60, len(sound))]
-            for at in [*ends, *generator.sample(range(len(sound)), 60)]:
+            for at in [*ends, *generator.sample(range(len(sound)), 40)]:
                 changed = bytearray(sound)
                 changed[at] ^= generator.randrange(1, 256)
                 path.write_bytes(changed)
