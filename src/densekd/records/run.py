@@ -1,0 +1,112 @@
+"""`record.json` of a run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from densekd.records.base import Record
+
+Status = Literal["running", "done", "failed", "interrupted"]
+
+
+class Scores(Record):
+    """Metrics of one evaluation over a whole split (one confusion matrix)."""
+
+    miou: float
+    pixel_accuracy: float
+    iou: dict[str, float | None] = Field(description="IoU per class; null: absent from truth and prediction")
+    images: int
+
+
+class BestScores(Scores):
+    step: int
+
+
+class Cost(Record):
+    seconds_per_step: float | None = Field(default=None, description="median over the steps after warm-up")
+    teacher_seconds_per_step: float | None = None
+    data_wait: float | None = Field(default=None, description="share of the steps' time spent waiting for images")
+    peak_memory_bytes: int | None = Field(
+        default=None, description="peak while training: resident (CPU) or allocated (CUDA)"
+    )
+    total_seconds: float = 0.0
+    extra_parameters: int = Field(default=0, description="trained beside the student: adapters, parameters of losses")
+    device: str = "cpu"
+
+
+class NetworkCost(Record):
+    parameters: int = Field(description="live parameters: used in the forward pass")
+    dead_parameters: int = 0
+    flops: int | None = Field(default=None, description="floating-point operations of one image of the run's size")
+
+
+class TeacherCost(NetworkCost):
+    miou: float | None = None
+    sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
+    engine: dict[str, Any] | None = Field(
+        default=None, description="its fast copy: what was done, the error that brought, the time it saved"
+    )
+
+
+class MapError(Record):
+    """Stored maps against what the teacher gave: relative L2 error of `softmax(map / temperature)` over positions."""
+
+    mean: float
+    max: float
+
+
+class CacheRecord(Record):
+    """The stored maps of the teacher that a run or a study reads."""
+
+    folder: str
+    sha256: str = Field(description="key of the maps, of the taps and views that are read alone: a resume compares it")
+    views: int
+    seed: int
+    encoding: str
+    images: int
+    taps: dict[str, tuple[int, int, int]] = Field(description="channels, height, width of the maps that are read")
+    bytes: int = Field(description="of the whole set")
+    raw_bytes: int = Field(description="of the same maps as 32-bit floats")
+    build_seconds: float = Field(description="to fill the whole set, once; no part of any run's seconds")
+    errors: dict[str, MapError] = Field(default_factory=dict, description="by tap")
+
+
+class ImageList(Record):
+    """The images of one set, as they are numbered."""
+
+    count: int
+    sha256: str = Field(description="of their names, each followed by a zero byte")
+
+
+class RunRecord(Record):
+    """`record.json` of a run."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    status: Status
+    error: str | None = None
+    method: str
+    seed: int
+    split: str
+    selection: str = Field(default="", description="which evaluation chose the best student")
+    evaluation: str = Field(default="", description="how scores were taken: whole image or windows, scales, mirroring")
+    steps: int
+    epochs: float
+    processes: int = Field(default=1, description="that shared each step when the run began")
+    final: Scores | None = None
+    best: BestScores | None = None
+    extra_splits: dict[str, Scores] = Field(default_factory=dict, description="further splits, final weights")
+    cost: Cost = Field(default_factory=Cost)
+    student: NetworkCost | None = None
+    teacher: TeacherCost | None = None
+    cache: CacheRecord | None = Field(default=None, description="the maps it read; null: the teacher ran in every step")
+    preflight: dict[str, Any] | None = None
+    warnings: list[str] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+    recipe_sha256: str = ""
+    images: dict[str, ImageList] = Field(
+        default_factory=dict, description="train, val and unlabelled as the run began: a resume compares them"
+    )
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
