@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from densekd import functional as F
 from densekd.errors import ArgumentError, DtypeError
-from densekd.functional import channelwise
+from densekd.functional import backends
 from densekd.kernels import loading, triton_obstacle
 from densekd.kernels.channelwise_plan import (
     CACHED,
     PROGRAMS,
     RESIDENT,
+    Plan,
     gradient_scale,
     make_plan,
     power_of_two,
@@ -90,18 +91,18 @@ def fake(dtype=torch.float32, elements=10**6, device="cuda"):
 
 def test_auto_takes_triton_where_it_can_and_pays(monkeypatch):
     ready = {"why": None}
-    monkeypatch.setattr(channelwise, "triton_obstacle", lambda *a: ready["why"])
-    assert channelwise._choose("auto", fake(), fake()) == "triton"
-    assert channelwise._choose("auto", fake(torch.bfloat16), fake(torch.float16)) == "triton"
-    assert channelwise._choose("auto", fake(), fake(torch.float64)) == "torch"
-    assert channelwise._choose("auto", fake(elements=100), fake(elements=100)) == "torch"
-    assert channelwise._choose("triton", fake(elements=100), fake(elements=100)) == "triton"
-    assert channelwise._choose("auto", fake(device="mps"), fake(device="mps")) == "torch"
-    assert channelwise._choose("auto", fake(device="cpu"), fake(device="cpu")) == "blocked"
+    monkeypatch.setattr(backends, "triton_obstacle", lambda *a: ready["why"])
+    assert backends.choose_backend("auto", fake(), fake()) == "triton"
+    assert backends.choose_backend("auto", fake(torch.bfloat16), fake(torch.float16)) == "triton"
+    assert backends.choose_backend("auto", fake(), fake(torch.float64)) == "torch"
+    assert backends.choose_backend("auto", fake(elements=100), fake(elements=100)) == "torch"
+    assert backends.choose_backend("triton", fake(elements=100), fake(elements=100)) == "triton"
+    assert backends.choose_backend("auto", fake(device="mps"), fake(device="mps")) == "torch"
+    assert backends.choose_backend("auto", fake(device="cpu"), fake(device="cpu")) == "blocked"
     with pytest.raises(DtypeError, match="float64"):
-        channelwise._choose("triton", fake(), fake(torch.float64))
+        backends.choose_backend("triton", fake(), fake(torch.float64))
     ready["why"] = "it is not installed"
-    assert channelwise._choose("auto", fake(), fake()) == "torch"
+    assert backends.choose_backend("auto", fake(), fake()) == "torch"
     assert worth_it(65_536)
     assert not worth_it(65_535)
 
@@ -250,6 +251,24 @@ def test_every_kernel_compiles_for_every_target(monkeypatch, tmp_path):
             made = compiled(case.launch, target)
             print(*case[:-1], made)
             assert made.spills == 0, (case[:-1], made)
+
+
+@needs_compiler
+@pytest.mark.long
+def test_sizes_of_one_compile(monkeypatch, tmp_path):
+    """Triton makes constants of sizes and strides that are 1, which the interpreter does not."""
+    from densekd.kernels.aot import compiled
+    from densekd.kernels.triton_channelwise_host import planned, prepared, scaling
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for shape in ((1, 1, 1, 1), (1, 1, 65, 65), (2, 1, 100, 100), (3, 2, 5)):
+        maps = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        mask = torch.empty((shape[0], *shape[2:]), dtype=torch.bool, device="meta")
+        made = prepared(maps, maps, mask, True)
+        for plan in (None, Plan("streamed", 1, 2048, 8), Plan("split", 1, 2048, 8, 1, 12288)):
+            for launch in planned(made, 4.0, 1.0, plan):
+                assert compiled(launch, 90).spills == 0
+        compiled(scaling(made.gradient, torch.empty((), device="meta").expand(shape[:2]), 0.5), 90)
 
 
 # --- tier 4: a real GPU ------------------------------------------------------------------------------------------

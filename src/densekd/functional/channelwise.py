@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densekd.errors import ArgumentError, DtypeError
+from densekd.functional.backends import choose_backend
 from densekd.functional.checks import (
-    check_choice,
     check_maps,
     check_mask,
     check_reduction,
@@ -16,10 +15,6 @@ from densekd.functional.checks import (
 )
 from densekd.functional.derivatives import transformed
 from densekd.functional.operator import definition, rows_operator
-from densekd.kernels import triton_obstacle
-from densekd.kernels.channelwise_plan import DTYPES, worth_it
-
-BACKENDS = ("auto", "torch", "blocked", "triton")
 
 
 def channelwise_kl(
@@ -80,7 +75,7 @@ def channelwise_kl(
     tau = check_temperature(temperature)
     check_mask(mask, student)
     check_reduction(reduction)
-    route = _choose(backend, student, teacher)
+    route = choose_backend(backend, student, teacher)
     if transformed(student):
         rows, _, _ = definition(student, teacher.detach(), mask, tau)
         return _reduce(rows, reduction)
@@ -138,34 +133,3 @@ def _reduce(rows: Tensor, reduction: str) -> Tensor:
         return rows
     # Divided before it is summed: the sum of huge values must not overflow where their mean does not.
     return rows.sum() if reduction == "sum" else (rows / rows.numel()).sum()
-
-
-def _choose(backend: str, student: Tensor, teacher: Tensor) -> str:
-    """The operator's route."""
-    check_choice("backend", backend, BACKENDS)
-    device = student.device
-    if backend == "blocked" and device.type != "cpu":
-        raise ArgumentError(f"backend 'blocked' runs on the CPU alone, the maps are on {device}; use 'torch' or 'auto'")
-    if backend == "triton":
-        _require_triton(student, teacher)
-    if backend != "auto":
-        return backend
-    if device.type == "cpu":
-        return "blocked"
-    pays = device.type == "cuda" and _computes(student, teacher) and worth_it(student.numel())
-    return "triton" if pays and triton_obstacle("cuda", device.index) is None else "torch"
-
-
-def _computes(student: Tensor, teacher: Tensor) -> bool:
-    return student.dtype in DTYPES and teacher.dtype in DTYPES
-
-
-def _require_triton(student: Tensor, teacher: Tensor) -> None:
-    why = triton_obstacle(student.device.type, student.device.index)
-    if why is not None:
-        raise ArgumentError(f"backend 'triton' cannot run here: {why}")
-    if not _computes(student, teacher):
-        raise DtypeError(
-            f"backend 'triton' computes in float32: expected float16, bfloat16 or float32 maps, got {student.dtype} "
-            f"and {teacher.dtype}; use 'torch' or 'auto' for float64"
-        )
