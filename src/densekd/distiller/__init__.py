@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densekd.distiller.distiller import Distiller as Distiller
-from densekd.distiller.distiller import DistillOutput as DistillOutput
-from densekd.distiller.distiller import TermValues as TermValues
+from densekd.distiller.output import DistillOutput as DistillOutput
+from densekd.distiller.output import TermValues as TermValues
 from densekd.distiller.plan import TermPlan as TermPlan
 from densekd.distiller.term import Term as Term

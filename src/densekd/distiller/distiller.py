@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +14,15 @@ from densekd.adapters import Layout, nearest_resize
 from densekd.class_map import ClassMap
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.checks import check_labels, check_options, check_sizes, check_valid, check_value
+from densekd.distiller.output import DistillOutput, TermValues
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
-from densekd.distiller.sides import chosen, submitted, wants_images
+from densekd.distiller.sides import call, chosen, size_of, submitted, wants_images
 from densekd.distiller.term import Term, check_terms, checked_weight
 from densekd.errors import ArgumentError, TapError, nearest
 from densekd.losses import Adversary
 from densekd.taps import TapReader, main_output
 from densekd.teacher import Batch, TeacherImages, TeacherInput, TeacherSource
-
-
-class DistillOutput(NamedTuple):
-    """What one forward pass gives.
-
-    * `student`: the student's own output, untouched.
-    * `loss`: the weighted sum of the terms, a scalar in float32 or better.
-    * `parts`: `{term name: weighted value}`, detached, in the order of the terms; 0 for a term at weight 0.
-    """
-
-    student: Any
-    loss: Tensor
-    parts: dict[str, Tensor]
-
-
-class TermValues(NamedTuple):
-    """The student's own output and the unweighted value of each term asked for, with its graph."""
-
-    student: Any
-    values: dict[str, Tensor]
 
 
 class Distiller(nn.Module):
@@ -110,7 +91,7 @@ class Distiller(nn.Module):
         except BaseException:
             self._reader.close()
             if source is not teacher:
-                _call(source, "close")
+                call(source, "close")
             raise
         # past nn.Module's own bookkeeping, which would list the teacher among the children
         object.__setattr__(self, "_source", source)
@@ -226,7 +207,7 @@ class Distiller(nn.Module):
             DtypeError, ShapeError: a loss returned no scalar.
         """
         plans = [plan for plan in self._plans if names is None or plan.name in names]
-        image_size = _size(batch.images)
+        image_size = size_of(batch.images)
         check_valid(valid, batch)
         check_labels(labels, batch)
         for plan in plans:
@@ -241,11 +222,11 @@ class Distiller(nn.Module):
         values: dict[str, Tensor] = {}
         for plan in plans:
             student = plan.student.layout.to_nchw(student_maps[plan.student.tap], image_size)
-            teacher = plan.teacher.layout.to_nchw(teacher_maps[plan.teacher.tap], _size(teacher_batch.images))
+            teacher = plan.teacher.layout.to_nchw(teacher_maps[plan.teacher.tap], size_of(teacher_batch.images))
             if plan.by_class and self._classes is not None:
                 teacher = self._classes.teacher(teacher, plan.student.shape[1])
                 student = self._classes.student(student)
-            size = _size(teacher)
+            size = size_of(teacher)
             value = self.adapters[plan.key](
                 student,
                 teacher,
@@ -295,18 +276,18 @@ class Distiller(nn.Module):
     def train(self, mode: bool = True) -> Distiller:
         """Training mode of student and adapters; the teacher stays in evaluation mode."""
         super().train(mode)
-        _call(self._source, "train", False)
+        call(self._source, "train", False)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        _call(self._source, "_apply", fn)
+        call(self._source, "_apply", fn)
         return self
 
     def close(self) -> None:
         """Remove the hooks; the student stays as it was trained. Calling the distiller afterwards is an error."""
         self._reader.close()
-        _call(self._source, "close")
+        call(self._source, "close")
 
     def __enter__(self) -> Distiller:
         return self
@@ -315,14 +296,3 @@ class Distiller(nn.Module):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[2], images.shape[3]
-
-
-def _call(source: object, method: str, *args: Any) -> None:
-    """Call a method that a teacher source may have."""
-    found = getattr(source, method, None)
-    if found is not None:
-        found(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,3 +131,15 @@ def _side(
     layout = layout or find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the {who}")
     shape = layout.to_nchw(tapped, size).shape
     return Side(tap, layout, shape, is_classes, is_classes or shape[1] == classes)
+
+
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return images.shape[2], images.shape[3]
+
+
+def call(source: object, method: str, *args: Any) -> None:
+    """Call a method that a teacher source may have."""
+    found = getattr(source, method, None)
+    if found is not None:
+        found(*args)
