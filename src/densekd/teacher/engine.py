@@ -105,7 +105,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+    return leaf.to(device, non_blocking=device.type == "cuda") if isinstance(leaf, Tensor) else leaf
 
 
 def _rows(leaf: Any, images: int, start: int, end: int) -> Any:

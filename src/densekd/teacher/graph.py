@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from densekd.errors import ModelError
-from densekd.failures import out_of_memory
 from densekd.teacher.source import Batch
 
 Run = Callable[[Batch], dict[str, Tensor]]
@@ -31,7 +31,7 @@ class Graphs:
     """Replays a network's forward pass from CUDA graphs, one for each shape of the arguments.
 
     A shape is run plainly the first time, recorded the second, replayed from then on. Once `LIMIT` shapes are
-    recorded every other is run plainly, with a notice. A copy or a pickle of it starts without graphs.
+    recorded every other is run plainly, with one notice. A copy or a pickle of it starts without graphs.
 
     Attributes:
         required: a graph that cannot be recorded is an error; else the network is run plainly, with a notice.
@@ -47,7 +47,7 @@ class Graphs:
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None
-        self._off = False
+        self._off = self._full = False
 
     @property
     def recorded(self) -> int:
@@ -60,6 +60,11 @@ class Graphs:
         Raises:
             ModelError: a graph is required and cannot be recorded.
         """
+        device = batch.images.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._maps(run, batch)
+
+    def _maps(self, run: Run, batch: Batch) -> dict[str, Tensor]:
         leaves, spec = tree_flatten(tuple(batch[:2]))
         key = _key(leaves, spec)
         graph = self._graphs.get(key)
@@ -79,10 +84,11 @@ class Graphs:
         if self._off or key is None:
             return False
         if key not in self._seen:
-            if len(self._graphs) >= LIMIT:
+            if len(self._graphs) >= LIMIT and not self._full:
+                self._full = True
                 self.notices.append(
-                    f"images of shape {tuple(batch.images.shape)} run without a CUDA graph: {LIMIT} other shapes "
-                    "have one; batches of one shape are faster"
+                    f"images of shape {tuple(batch.images.shape)} and of every later shape run without a CUDA graph: "
+                    f"{LIMIT} other shapes have one; batches of one shape are faster"
                 )
             self._seen.add(key)
             return False
@@ -102,8 +108,6 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, stream=_side(stream), capture_error_mode="thread_local"):
                 maps = run(batch)
         except Exception as error:
-            if out_of_memory(error):
-                raise
             self._refused(error)
             return None
         self._graphs[key] = _Graph(graph, [leaf for leaf in inputs if isinstance(leaf, Tensor)], maps)
