@@ -19,6 +19,7 @@ from torch import Tensor
 
 from densekd.errors import SecondDerivativeError
 from densekd.functional.checks import working_type
+from densekd.functional.saved_gradient import is_last_use
 from densekd.kernels.channelwise import blocked as blocked_rows
 from densekd.kernels.channelwise_plan import gradient_scale
 
@@ -181,7 +182,7 @@ def _rows_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | 
     if upstream is None:
         return (None,) * 7
     (gradient,) = ctx.saved_tensors
-    if not _is_last_use(gradient, upstream):
+    if not is_last_use(gradient, upstream):
         scaled = scale_operator(gradient, upstream, ctx.left)
     else:
         # Autograd drops the saved gradient after this call: scaled in place it needs no second map of memory.
@@ -196,14 +197,6 @@ def _scale_in_place(route: str, gradient: Tensor, upstream: Tensor, left: float)
     from densekd.kernels.triton_channelwise_host import scale_rows
 
     return scale_rows(gradient, upstream, left)
-
-
-def _is_last_use(gradient: Tensor, upstream: Tensor) -> bool:
-    """Whether nobody can read the saved gradient again: no retained or created graph, no tracing, no vmap."""
-    if torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph():
-        return False
-    plain = type(gradient) is Tensor and type(upstream) is Tensor
-    return plain and not torch._C._functorch.is_batchedtensor(upstream)
 
 
 def _per_row(upstream: Tensor, gradient: Tensor) -> Tensor:
