@@ -251,12 +251,15 @@ TRAPS: dict[str, tuple[nn.Module, dict[str, str]]] = {
     "before a layer": (nn.Sequential(norm(), conv()), {"0": "its input is not what a convolution made"}),
     "something between": (nn.Sequential(conv(), nn.ReLU(), norm()), {"2": "its input is not what a convolution made"}),
     "never run": (Net(lambda n, x: n.conv(x), conv=conv(), norm=norm()), {"norm": "did not run on the example"}),
-    "computed weight": (nn.Sequential(Standardised(3, 3, 1), norm()), {"1": "computed, not held"}),
+    "computed weight": (nn.Sequential(Standardised(3, 3, 1), norm()), {"1": "it follows a weight that is computed"}),
     "bias ignored": (nn.Sequential(WithoutBias(3, 3, 1, bias=False), norm()), {"1": "adds no bias of its own"}),
     "hooks on the layer": (nn.Sequential(hooked(conv()), norm()), {"1": "0 has hooks"}),
     "hooks on the norm": (nn.Sequential(conv(), hooked(norm())), {"1": "1 has hooks"}),
     "own forward": (nn.Sequential(own_forward(), norm()), {"1": "0 has a forward of its own"}),
-    "parametrized": (nn.Sequential(parametrizations.weight_norm(conv()), norm()), {"1": "computed, not held"}),
+    "parametrized": (
+        nn.Sequential(parametrizations.weight_norm(conv()), norm()),
+        {"1": "it follows a weight that is computed"},
+    ),
     "more than a norm": (
         nn.Sequential(conv(), NormAct(3, nn.ReLU(), twice=True)),
         {"1": "a NormAct does more than normalise"},
@@ -292,6 +295,14 @@ class TestLeft:
         _, found = folded(lived_in(network), images())
         assert found.left == {"norm": "conv is shared: it is also other"}
 
+    def test_weight_of_two_layers(self) -> None:
+        """Only one of them runs; which, the weight does not say."""
+        network = Net(lambda n, x: n.norm(n.conv(x)), conv=conv(), norm=norm(), other=conv())
+        network.other.weight = network.conv.weight
+        fast, found = folded(lived_in(network), images())
+        assert found.left == {"norm": "the layer before it shares its weight"}
+        assert isinstance(fast.norm, nn.BatchNorm2d)
+
     def test_statistics_of_the_batch(self) -> None:
         network = lived_in(nn.Sequential(conv(), norm()))
         network[1].train()
@@ -314,6 +325,12 @@ class TestLeft:
         network = lived_in(nn.Sequential(Padded(3, 3, 3, bias=False), nn.ReLU(), norm()))
         fast, _ = folded(network, images())
         assert fast[0].bias is None
+
+    def test_lent_bias_is_taken_back_from_a_pass_that_fails(self) -> None:
+        network = lived_in(nn.Sequential(Padded(3, 3, 3, bias=False), norm()))
+        with pytest.raises(RuntimeError):
+            fold_batchnorm(network, lambda: network(images(2, 5, 6, 6)))
+        assert network[0].bias is None
 
     def test_no_hooks_are_left(self) -> None:
         fast, _ = folded(lived_in(nn.Sequential(conv(), nn.ReLU(), norm())), images())

@@ -345,6 +345,22 @@ class TestReport:
         with pytest.raises(ModelError, match=r"is wrong: after folding 1 batch.*'head'.*errs by.*gives .* is 'norm'"):
             frozen()
 
+    def test_a_network_that_cannot_be_watched(self) -> None:
+        class Shy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head, self.norm = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                if torch._C._len_torch_dispatch_stack():
+                    raise NotImplementedError("not under a mode")
+                return self.norm(self.head(x))
+
+        fast = frozen(Shy(), taps=["output"])
+        assert fast.report.folded == 0
+        assert "batch normalisations are not folded" in fast.notices[-1]
+        assert "not under a mode" in fast.notices[-1]
+
     def test_a_network_that_asks_its_norm(self) -> None:
         class Asking(nn.Module):
             def __init__(self) -> None:

@@ -55,19 +55,21 @@ def fold_batchnorm(network: nn.Module, run: Callable[[], Any], keep: Iterable[st
     lent: list[Any] = [module for module in names if _may_ignore_bias(module)]
     for module in lent:
         module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels), requires_grad=False)
-    seen = watch(network, run, checks)
-    layers = {
-        id(module.weight): module
-        for module in names
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and isinstance(module.weight, Tensor)
-    }
+    try:
+        seen = watch(network, run, checks)
+    except BaseException:
+        for module in lent:
+            module.bias = None
+        raise
+    layers = _by_weight(names)
     found = Folded()
     kept = set(keep)
     for norm, path in norms.items():
         product, reason = _source_of(norm, seen)
-        layer = None if product is None else layers.get(product.weight)
+        holders = [] if product is None else layers.get(product.weight, [])
+        layer = holders[0] if len(holders) == 1 else None
         if product is not None and layer is None:
-            reason = "what it follows has a weight that is computed, not held"
+            reason = "the layer before it shares its weight" if holders else "it follows a weight that is computed"
         if product is not None and layer is not None:
             reason = (
                 _why_not_norm(norm, exact, seen)
@@ -92,6 +94,15 @@ def _names(network: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in network.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     return names
+
+
+def _by_weight(modules: Iterable[nn.Module]) -> dict[int, list[Any]]:
+    """The layers that may take in a normalisation, by the id of their weight."""
+    found: dict[int, list[Any]] = {}
+    for module in modules:
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and isinstance(module.weight, Tensor):
+            found.setdefault(id(module.weight), []).append(module)
+    return found
 
 
 def _source_of(norm: Any, seen: Seen) -> tuple[Product | None, str | None]:

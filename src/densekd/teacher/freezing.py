@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densekd.errors import ArgumentError, ModelError
+from densekd.errors import ArgumentError, DensekdError, ModelError
+from densekd.failures import out_of_memory
 from densekd.taps import TapReader, dry_run
 from densekd.teacher.choose import LARGEST_ERROR, LARGEST_MIOU_CHANGE, Measured, choose, in_format
 from densekd.teacher.compiled import Compiled
@@ -159,13 +160,23 @@ class _Making:
         with told(engine, f"the example, images {tuple(part.images.shape)}"), engine.precision.around(device.type):
             dry_run(reader, network, part.args, part.kwargs)
             if options.fold_batchnorm:
-                run = lambda: reader.run_raw(network, part.args, part.kwargs)  # noqa: E731
-                self.folded = fold_batchnorm(network, run, reader.hooks)
+                self._fold(network, lambda: reader.run_raw(network, part.args, part.kwargs), reader.hooks)
         if options.channels_last:
             channels_last(network)
             engine.channels_last = True
         self._check_exact(engine, f"after folding {len(self.folded.folded)} batch normalisations")
         return engine
+
+    def _fold(self, network: nn.Module, run: Callable[[], Any], tapped: Iterable[str]) -> None:
+        try:
+            self.folded = fold_batchnorm(network, run, tapped)
+        except Exception as error:
+            if out_of_memory(error) or isinstance(error, DensekdError):
+                raise
+            self.notices.append(
+                "batch normalisations are not folded: the teacher runs, but not while its operators are watched "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+            )
 
     def _check_exact(self, engine: Engine, what: str) -> None:
         try:
