@@ -276,9 +276,15 @@ def test_one_position_or_none_counts(way, monkeypatch):
         mask[1, 2, 3] = True
 
 
-@pytest.mark.parametrize("dtype", [F32, F16, BF16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("dtype", "layout", "reduction"),
+    [
+        *((F32, "contiguous", "mean"), (F32, "channels_last", "none"), (F32, "sliced", "sum")),
+        *((F16, "contiguous", "mean"), (F16, "channels_last", "sum")),
+        *((BF16, "channels_last", "mean"), (BF16, "sliced", "none")),
+    ],
+    ids=str,
+)
 def test_backward_scales_what_is_left_to_scale(dtype, layout, reduction):
     student, teacher, _ = Case(dtype=dtype, layout=layout).maps()
     leaf = student.detach().requires_grad_()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 from torch import Tensor
 
 from densekd.errors import ArgumentError, DtypeError
@@ -33,10 +36,14 @@ def choose_backend(backend: str, student: Tensor, teacher: Tensor) -> str:
 
 
 def triton_runs(*maps: Tensor) -> bool:
-    """Whether maps on CUDA can be given to the Triton kernels."""
+    """Whether maps on CUDA can be given to the Triton kernels; warns where the machine is what keeps them from it."""
     device = maps[0].device
-    computes = device.type == "cuda" and all(x.dtype in DTYPES for x in maps)
-    return computes and triton_obstacle("cuda", device.index) is None
+    if device.type != "cuda" or not all(x.dtype in DTYPES for x in maps):
+        return False
+    why = triton_obstacle("cuda", device.index)
+    if why is not None and not torch.compiler.is_compiling():
+        warnings.warn(f"losses are computed in plain torch, because Triton cannot run here: {why}", stacklevel=4)
+    return why is None
 
 
 def require_triton(what: str, *maps: Tensor) -> None:
