@@ -102,9 +102,7 @@ def test_auto_takes_triton_where_it_can_and_pays(monkeypatch):
     with pytest.raises(DtypeError, match="float64"):
         backends.choose_backend("triton", fake(), fake(torch.float64))
     ready["why"] = "it is not installed"
-    with pytest.warns(
-        UserWarning, match=r"computed in plain torch, because Triton cannot run here: it is not installed"
-    ):
+    with pytest.warns(UserWarning, match="in plain torch, because Triton cannot run here: it is not installed"):
         assert backends.choose_backend("auto", fake(), fake()) == "torch"
     assert worth_it(65_536)
     assert not worth_it(65_535)

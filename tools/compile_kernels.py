@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def main() -> int:
     spilled = [row for row in made if row["spills"]]
     print(f"{len(made)} kernels compiled, {len(spilled)} spill registers", file=sys.stderr)
     if options.out:
-        record = {"schema": 1, "commit": records.commit(), "environment": records.environment(), "kernels": made}
+        found = {**records.environment(), "triton": version("triton")}
+        record = {"schema": 1, "commit": records.commit(), "environment": found, "kernels": made}
         files.write_json(options.out, record)
     return 1 if spilled else 0
 
