@@ -18,6 +18,8 @@ from densekd.kernels.bilinear import side
 from densekd.kernels.launching import Launch
 
 # Sizes at which nothing spills, for every type and layout (`compiled` of `densekd.kernels.aot`); not tuned on a GPU.
+#: classes of a tile; the smallest that a matrix product takes
+CLASSES = 16
 #: full-size columns that a program of `pixels` handles, and of `slopes` at a time
 PIECE, AT_A_TIME = 64, 32
 #: small columns of a program of `slopes`
@@ -95,12 +97,10 @@ class Call:
 def launches(call: Call) -> Iterator[Launch]:
     """What is started, in this order."""
     n, classes, small_height, small_width = call.logits.shape
-    tile = {"block_c": 16, "block_x": PIECE}
-    yield _launch(kernels.pixels, call.pieces, call.numbers, tile, 4)
+    yield _launch(kernels.pixels, call.pieces, call.numbers, {"block_c": CLASSES, "block_x": PIECE}, 4)
     if call.gradient is not None:
-        block_c = 16 if classes <= 16 else 32
-        tile = {"block_c": block_c, "block_x": AT_A_TIME, "block_j": SMALL}
-        programs = n * -(-classes // block_c) * small_height * -(-small_width // SMALL)
+        tile = {"block_c": CLASSES, "block_x": AT_A_TIME, "block_j": SMALL}
+        programs = n * -(-classes // CLASSES) * small_height * -(-small_width // SMALL)
         yield _launch(kernels.slopes, programs, call.numbers, tile, 4)
 
 
