@@ -117,10 +117,11 @@ CASES = [
     Case(),
     Case(layout="channels_last", dtype=BF16, align_corners=True, weighted=True, smoothing=0.1),
     Case((6, 7), (4, 5), labels=torch.uint8),
-    Case((1, 1), (4, 3), align_corners=True),
-    Case((2, 9), (5, 19), classes=37, images=1),
+    Case((2, 9), (3, 19), classes=19, images=1),
 ]
 MORE_CASES = [
+    Case((1, 1), (4, 3), align_corners=True),
+    Case((2, 9), (5, 19), classes=37, images=1),
     *(Case(dtype=dtype, layout=layout) for dtype in (F32, F16, BF16) for layout in ("contiguous", "channels_last")),
     *(Case(layout=layout) for layout in ("transposed", "sliced")),
     *(Case(align_corners=True, weighted=weighted, smoothing=s) for weighted in (False, True) for s in (0.0, 0.1)),
@@ -154,7 +155,7 @@ WRONG = {
     "labels of another row": ("image * y_n + r * y_h", "image * y_n + first * y_h"),
     "true class left out": ("slope -= tl.where(c[:, None] == label[None, :], weight[None, :], 0.0)", "slope -= 0.0"),
 }
-FIRST = ("void counts", "half of the last small row is lost", "gradient written past the row")
+FIRST = ("half of the last small row is lost",)
 
 
 @pytest.mark.parametrize("fault", [*FIRST, *later([fault for fault in WRONG if fault not in FIRST])])

@@ -229,7 +229,7 @@ def test_tensorfloat_is_off_during_the_matrix_products_and_back_afterwards():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "classes", "small", "full"),
-    [(2, 19, (64, 128), (512, 1024)), (8, 11, (45, 60), (360, 480)), (1, 150, (64, 64), (512, 512))],
+    [(2, 19, (64, 128), (512, 1024)), (4, 11, (45, 60), (360, 480)), (1, 150, (32, 32), (256, 256))],
     ids=str,
 )
 def test_memory_is_at_most_an_eighth_of_the_plain_way(images, classes, small, full):
