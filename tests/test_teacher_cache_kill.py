@@ -171,6 +171,7 @@ def test_a_loading_process_that_outlives_its_builder_holds_nothing(tmp_path):
     ready, go = os.pipe(), os.pipe()
 
     def work() -> None:
+        os.close(go[1])  # so that it ends with the test, also one that fails
         writer(tmp_path / "set")
         if os.fork() == 0:
             os.write(ready[1], b"1")
