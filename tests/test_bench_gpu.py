@@ -238,12 +238,13 @@ class TestStages:
 
     def test_a_step_that_computes_something_else_is_not_timed(self) -> None:
         for losses in (
-            {gpu_step.PUBLIC: [1.0, 0.5], gpu_step.EXACT: [1.0, 0.52]},
-            {gpu_step.PUBLIC: [1.0, 0.5], "other": [math.nan]},
+            {gpu_step.PUBLIC: {"a": 1.0, "b": 0.5}, gpu_step.EXACT: {"a": 1.0, "b": 0.52}},
+            {gpu_step.PUBLIC: {"a": 1.0, "b": 0.5}, "other": {"a": math.nan}},
         ):
             with pytest.raises(DensekdError, match="Nothing of this group was timed"):
                 gpu_step._require_right(losses)
-        gpu_step._require_right({gpu_step.PUBLIC: [1.0, 0.5], gpu_step.EXACT: [1.0, 0.505], "other": [3.0]})
+        good = {gpu_step.PUBLIC: {"a": 1.0}, gpu_step.EXACT: {"a": 1.01}, "other": {"a": 3.0}}
+        gpu_step._require_right(good)
 
 
 @pytest.mark.long

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from densekd.bench import runner
 from densekd.bench.gpu import Keep, Outcome, Target, forget
-from densekd.bench.loss import TEMPERATURE
 from densekd.bench.step_pairs import CLASSES, PAIRS, QUICK, VOID, Material, make_material
-from densekd.bench.step_variants import PUBLIC, STUDENT, Variant, alone, public
-from densekd.distiller import Distiller, Term
+from densekd.bench.step_variants import PUBLIC, STUDENT, Losses, Variant, alone, fast, public
 from densekd.errors import DensekdError
 from densekd.evaluate import autocast
-from densekd.functional import upsampled_cross_entropy
-from densekd.losses import ChannelWise
 from densekd.records import BenchCase
-from densekd.teacher import freeze_teacher
-from densekd.training.last_upsampling import MAIN, observed, putting_off
 
 PAIR, BATCH, SIZE = "pspnet", 8, (512, 1024)
 TINY_BATCH, TINY_SIZE = 2, (32, 64)
@@ -79,24 +71,23 @@ def _wide(material: Material, batch: int, size: tuple[int, int]) -> Material:
 
 
 def _groups(material: Material, *, compiled: bool) -> dict[str, dict[str, Making]]:
-    def ours(precision: str, **options: Any) -> Making:
-        return lambda: _ours(material, precision, options)
-
-    bf16 = "bfloat16"
+    public_ways: dict[str, Making] = {
+        PUBLIC: lambda: public(material),
+        AUTOCAST: lambda: _under_autocast(public(material)),
+    }
+    bf16 = partial(fast, OURS, material, dtype="bfloat16", precision="bfloat16")
     return {
         "eager": {
-            PUBLIC: lambda: public(material),
-            AUTOCAST: lambda: _under_autocast(public(material)),
-            EXACT: ours("float32", dtype="float32"),
-            "densekd bf16, no CUDA graph": ours(bf16, dtype=bf16, cuda_graph=False),
-            OURS: ours(bf16, dtype=bf16),
+            **public_ways,
+            EXACT: partial(fast, EXACT, material, dtype="float32"),
+            f"{OURS}, no CUDA graph": partial(bf16, cuda_graph=False),
+            OURS: bf16,
             STUDENT: lambda: alone(material),
         },
         "compiled": {
-            PUBLIC: lambda: public(material),
-            AUTOCAST: lambda: _under_autocast(public(material)),
-            f"{OURS}, teacher compiled": ours(bf16, dtype=bf16, compile=compiled, cuda_graph=False),
-            f"{OURS}, teacher compiled, CUDA graph": ours(bf16, dtype=bf16, compile=compiled),
+            **public_ways,
+            f"{OURS}, teacher compiled": partial(bf16, compiled=compiled, cuda_graph=False),
+            f"{OURS}, teacher compiled, CUDA graph": partial(bf16, compiled=compiled),
         },
     }
 
@@ -104,37 +95,12 @@ def _groups(material: Material, *, compiled: bool) -> dict[str, dict[str, Making
 def _under_autocast(variant: Variant) -> Variant:
     plain, device = variant.forward, variant.device
 
-    def forward() -> tuple[Tensor, Tensor | None]:
+    def forward() -> Losses:
         with autocast(device, "bfloat16"):
             return plain()
 
     variant.name, variant.forward = AUTOCAST, forward
     return variant
-
-
-def _ours(material: Material, precision: str, options: dict[str, Any]) -> Variant:
-    """As a run does it: the teacher made fast, the student with its channels last, its up-sampling left to the loss."""
-    images = material.images.contiguous(memory_format=torch.channels_last)
-    teacher = freeze_teacher(material.teacher, example=images, taps=[_TAP], temperature=TEMPERATURE, **options)
-    student: Any = copy.deepcopy(material.student).to(memory_format=torch.channels_last).train()
-    terms = [Term(ChannelWise(temperature=TEMPERATURE), student=_TAP, teacher=_TAP, weight=1.0)]
-    distiller = Distiller(student, teacher, terms, images)
-    distiller.train()
-    with observed(student) as seen, torch.no_grad():
-        student(images)
-    last = seen.last.calls[MAIN].upsampling
-
-    def forward() -> tuple[Tensor, Tensor]:
-        with putting_off(student, seen.last), autocast(images.device, precision):
-            out = distiller(images)
-        task = upsampled_cross_entropy(
-            out.student, material.labels, align_corners=last.align_corners, ignore_index=VOID
-        )
-        return task, out.loss
-
-    found = Variant(OURS, student, forward, images.device, close=distiller.close)
-    found.report, found.error = teacher.report, teacher.report.errors[_TAP].softened
-    return found
 
 
 def _measure(label: str, makers: Mapping[str, Making], device: torch.device, rounds: int, outcome: Outcome) -> None:
@@ -171,13 +137,13 @@ def _measure(label: str, makers: Mapping[str, Making], device: torch.device, rou
         )
 
 
-def _require_right(losses: Mapping[str, Sequence[float]]) -> None:
+def _require_right(losses: Mapping[str, Mapping[str, float]]) -> None:
     """Refuse to time steps that compute something else; what bfloat16 does to small losses is recorded, not judged."""
     expected, found = losses[PUBLIC], losses.get(EXACT, losses[PUBLIC])
-    apart = max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
-    finite = all(math.isfinite(value) for values in losses.values() for value in values)
+    apart = max(abs(found[part] - value) / abs(value) for part, value in expected.items())
+    finite = all(math.isfinite(value) for parts in losses.values() for value in parts.values())
     if not (finite and apart <= LOSSES):
         raise DensekdError(
-            f"bench: task and distillation losses are {losses}; all must be finite, and those of {EXACT!r} within "
-            f"{LOSSES:.0%} of {PUBLIC!r}. Nothing of this group was timed"
+            f"bench: the losses are {losses}; all must be finite, and those of {EXACT!r} within {LOSSES:.0%} of "
+            f"{PUBLIC!r}. Nothing of this group was timed"
         )

@@ -107,11 +107,25 @@ def public(material: Material) -> Variant:
     return Variant(PUBLIC, student, forward, images.device, error=0.0)
 
 
-def fast(name: str, material: Material, *, dtype: str, compiled: bool = False, precision: str = "float32") -> Variant:
+def fast(
+    name: str,
+    material: Material,
+    *,
+    dtype: str,
+    compiled: bool = False,
+    precision: str = "float32",
+    cuda_graph: bool | str = "auto",
+) -> Variant:
     """The step with the teacher made fast, and `precision` as the student's autocast."""
     images = material.images
     teacher = freeze_teacher(
-        material.teacher, example=images, taps=[_TAP], dtype=dtype, compile=compiled, temperature=TEMPERATURE
+        material.teacher,
+        example=images,
+        taps=[_TAP],
+        dtype=dtype,
+        compile=compiled,
+        cuda_graph=cuda_graph,
+        temperature=TEMPERATURE,
     )
     return _distilled(name, material, teacher, lambda: autocast(images.device, precision))
 
