@@ -103,9 +103,12 @@ def _lines(time: Axes, memory: Axes, cases: Sequence[BenchCase], axis: Axis, met
 
 
 def _dress(panel: Axes, axis: Axis, sizes: Sequence[int]) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(sizes, [str(size) for size in sizes])
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.set_xticks(sizes, [str(size) for size in sizes], fontsize="small")
     panel.minorticks_off()
     panel.set_xlabel(axis)
     panel.spines[["top", "right"]].set_visible(False)
