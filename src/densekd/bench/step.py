@@ -27,8 +27,9 @@ from densekd.teacher.compiled import check_compiler
 SIZE, BATCH = 256, 2
 QUICK_SIZE = 64
 _WARMUP = 1
-#: how far the losses of a variant may be from the public ones, before anything is timed
-_TOLERANCE = {"exact": 1e-3, "exact+compile": 1e-3, "cached maps": 2e-2, STUDENT: 1e-3}
+#: how far the losses of a variant may be from the public ones, before anything is timed; the textbook's KL of flat maps
+#: is itself off by up to a percent in float32, where it takes the difference of two sums that are nearly equal
+_TOLERANCE = {"exact": 1e-2, "exact+compile": 1e-2, "cached maps": 2e-2, STUDENT: 1e-3}
 
 Maker = Callable[[Material], Variant]
 
