@@ -103,7 +103,12 @@ def distillation(root: Path, **changes: Any) -> dict[str, Any]:
     return recipe(
         root,
         **{
-            "teacher": {"model": f"{root}/nets.py:frozen", "options": {"width": 10}, "untrained": True, "engine": EXACT},
+            "teacher": {
+                "model": f"{root}/nets.py:frozen",
+                "options": {"width": 10},
+                "untrained": True,
+                "engine": EXACT,
+            },
             "terms": terms,
             "preflight": {"teacher_images": 2, "on_problem": "warn"},
             **changes,

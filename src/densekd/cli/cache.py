@@ -169,9 +169,7 @@ def prune(
     if doomed and not (yes or dry_run):
         answer = asked(f"remove {_sets(len(doomed))} under {root}, {total}?")
         if answer is None:
-            raise ConfigError(
-                f"{root}: {_sets(len(doomed))}, {total}, would go; nobody can be asked: give --yes"
-            )
+            raise ConfigError(f"{root}: {_sets(len(doomed))}, {total}, would go; nobody can be asked: give --yes")
         if not answer:
             rows, doomed = [], []
     for one in () if dry_run else doomed:
