@@ -156,7 +156,9 @@ class TestMaskAndLabels:
         for name, net in (("s", student), ("t", teacher)):
             with torch.no_grad():
                 head[name] = net.head(net.act(net.norm(net.stem(x))))[:, :, :3]
-        assert distiller(x, valid=valid).loss.item() == pytest.approx(textbook(head["s"], head["t"]).item(), rel=1e-4)
+        # The maps are nearly equal: what float32 rounds is of the order of 1e-7, whatever the value.
+        exact = textbook(head["s"], head["t"]).item()
+        assert distiller(x, valid=valid).loss.item() == pytest.approx(exact, rel=1e-5, abs=1e-6)
         nothing = distiller(x, valid=torch.zeros_like(valid)).loss
         assert nothing.item() == 0.0
         nothing.backward()
