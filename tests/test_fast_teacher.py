@@ -13,10 +13,11 @@ import torch
 
 from densekd.config import Recipe, load_recipe
 from densekd.errors import ArgumentError, ConfigError, RunError
+from densekd.inference import WHOLE, EvaluationSpec
 from densekd.records import PlannedTeacher, RunRecord, StudyPlan, TeacherCost
 from densekd.runs import Run, distill, fast_teacher, train
 from densekd.runs.assemble import Parts
-from densekd.runs.fast_teacher import fitted, in_teacher_classes
+from densekd.runs.fast_teacher import fitted, in_teacher_classes, shown
 from densekd.runs.progress import Quiet
 from densekd.runs.ranks import Ranks
 from densekd.study import engine as study_engine
@@ -26,6 +27,18 @@ from runkit import distillation, make_place, recipe
 
 
 class TestHeldOut:
+    def test_windows_of_an_evaluation(self) -> None:
+        """A network of one input size is shown windows, as an evaluation shows it."""
+        image, label = torch.arange(3 * 5 * 6).view(3, 5, 6).float(), torch.arange(30).view(5, 6)
+        assert [tuple(pair[0].shape) for pair in shown(WHOLE, image, label)] == [(3, 5, 6)]
+        windows = list(shown(EvaluationSpec(mode="slide", crop=(4, 4), stride=(2, 2)), image, label))
+        assert [truth[0, 0].item() for _, truth in windows] == [0, 2, 6, 8]
+        for pixels, truth in windows:
+            assert torch.equal(pixels[0], truth.float())
+        ((pixels, truth),) = shown(EvaluationSpec(mode="slide", crop=(8, 8)), image, label)
+        assert pixels.shape == (3, 8, 8)
+        assert (truth == -1).sum() == 64 - 30
+
     def test_an_image_that_does_not_fit_is_padded_with_void(self) -> None:
         image, label = torch.ones(3, 5, 7), torch.arange(140).view(10, 14) % 4
         padded, truth = fitted(image, label, 4)

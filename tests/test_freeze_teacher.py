@@ -268,6 +268,14 @@ class TestAuto:
             "bfloat16: it is 1.05 times as fast as float32, less than 1.1",
         )
 
+    def test_not_where_there_is_nothing_to_gain(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Timings of a few milliseconds differ from run to run, and the choice must not."""
+        race = {"bfloat16": 0.004, "float32": 0.019}
+        monkeypatch.setattr(freezing, "race", lambda engines, _: [0.02, *(race[e.precision.name] for e in engines[1:])])
+        report = frozen(network(), dtype="auto").report
+        assert report.dtype == "float32"
+        assert "float32 takes 19 ms, less than 20" in report.why
+
     def test_not_with_a_large_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher = network()
         teacher.head.weight.data *= 1e2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from densekd.config import TeacherSpec
 from densekd.errors import ArgumentError, DtypeError, ModelError, RunError
 from densekd.evaluate import evaluation_mode, some_of
+from densekd.inference import EvaluationSpec
+from densekd.inference.windows import window_starts
 from densekd.models.sizes import fitting_size, input_multiple
 from densekd.runs.asked_teacher import require_teacher, teacher_input
 from densekd.runs.assemble import Parts
@@ -127,10 +129,10 @@ def _held_out(parts: Parts, teacher: nn.Module) -> list[Pair] | None:
     spec = teacher_input(parts.recipe)
     prepare = None if spec is None else TeacherImages(spec)
     pairs, held = list[Pair](), 0
-    for place in range(len(view)):
-        entry = view[place]
-        image = entry["image"] if prepare is None else prepare(entry["image"][None])[0]
-        pair = fitted(image, in_teacher_classes(parts, entry["label"]), multiple)
+    entries = (view[place] for place in range(len(view)))
+    seen = (shown(parts.recipe.evaluation, e["image"], in_teacher_classes(parts, e["label"])) for e in entries)
+    for image, label in chain.from_iterable(seen):
+        pair = fitted(image if prepare is None else prepare(image[None])[0], label, multiple)
         held += pair[0].numel() * pair[0].element_size()
         if pairs and held > _MOST_BYTES:
             break
@@ -159,6 +161,25 @@ def in_teacher_classes(parts: Parts, label: Tensor) -> Tensor:
         if len(group) == 1:
             mapped[label == number] = group[0]
     return mapped
+
+
+def shown(evaluation: EvaluationSpec, image: Tensor, label: Tensor) -> Iterator[Pair]:
+    """What an evaluation shows the network of an image `(C, H, W)` and its label: itself, or its windows.
+
+    A network of one input size takes no other. An image smaller than a window is padded on the right and below with
+    zeros, its label with -1.
+    """
+    if evaluation.crop is None or evaluation.steps is None:
+        yield image, label
+        return
+    (tall, wide), (down, right) = evaluation.crop, evaluation.steps
+    image, label = fitted(image, label, 1)
+    padding = (0, max(0, wide - image.shape[2]), 0, max(0, tall - image.shape[1]))
+    image, label = F.pad(image, padding), F.pad(label, padding, value=_VOID)
+    for top in window_starts(image.shape[1], tall, down):
+        for left in window_starts(image.shape[2], wide, right):
+            rows, columns = slice(top, top + tall), slice(left, left + wide)
+            yield image[:, rows, columns], label[rows, columns]
 
 
 def fitted(image: Tensor, label: Tensor, multiple: int) -> Pair:
