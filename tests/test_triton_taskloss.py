@@ -116,6 +116,19 @@ def test_blocks_have_no_second_derivative_and_the_definition_has():
             torch.autograd.grad(gradient.sum(), student)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_kept_has_its_own_type_and_layout_as_a_compiled_graph_expects(dtype, layout):
+    gradient = torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=layout)
+    upstream = torch.tensor(0.5).expand(2, 1, 4, 5)
+    found, made = (
+        torch.ops.densekd.scaled_gradient(gradient.to(device), upstream.to(device), "loss")
+        for device in ("cpu", "meta")
+    )
+    assert (found.dtype, found.stride()) == (made.dtype, made.stride()) == (dtype, gradient.stride())
+    assert torch.equal(found, gradient * 0.5)
+
+
 @pytest.mark.slow
 def test_compiled_it_is_one_node():
     seen = []

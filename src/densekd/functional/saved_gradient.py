@@ -38,7 +38,8 @@ def is_last_use(gradient: Tensor, upstream: Tensor) -> bool:
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, loss: str) -> Tensor:
-    return gradient * upstream
+    # Into a tensor of the gradient's own type and layout, as the fake one: a product of two types has the larger.
+    return torch.mul(gradient, upstream, out=torch.empty_like(gradient))
 
 
 def _fake(gradient: Tensor, upstream: Tensor, loss: str) -> Tensor:
