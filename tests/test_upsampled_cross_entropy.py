@@ -70,6 +70,7 @@ def test_weights_and_smoothing_mean_what_torch_means(weights, smoothing, monkeyp
     pixels = torch.tensor(1000.0)
     plain = losses.cross_entropy(z, labels, pixels=pixels, **options)
     torch.testing.assert_close(F.upsampled_cross_entropy(logits, labels, pixels=pixels, **options), plain)
+    torch.testing.assert_close(F.upsampled_cross_entropy(logits, labels, pixels=pixels[None], **options), plain)
 
 
 def test_hand_computed():

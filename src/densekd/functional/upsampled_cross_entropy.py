@@ -86,7 +86,7 @@ def upsampled_cross_entropy(
     else:
         want = logits.requires_grad and torch.is_grad_enabled()
         total, weight, _ = sums_operator(logits, labels, weights, smoothing, ignore_index, align_corners, triton, want)
-    denominator = weight if pixels is None else pixels.to(total)
+    denominator = weight if pixels is None else pixels.to(total).reshape(())
     return total / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
 
 
