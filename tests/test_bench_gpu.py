@@ -186,8 +186,11 @@ class TestStages:
             return value * factor if backend == "auto" and student.dtype == torch.bfloat16 else value
 
         monkeypatch.setattr(gpu_checks, "channelwise_kl", wrong)
-        outcome = gpu_checks.run(CPU, tiny=True)
+        kept: list[list[bool]] = []
+        outcome = gpu_checks.run(CPU, tiny=True, keep=lambda found: kept.append([one.met for one in found.targets]))
         assert [target.met for target in outcome.targets] == [False, True, True]
+        # Known from the first wrong map on, whether or not the stage comes to its end.
+        assert kept == [[], [], [False], [False], [False], [False]]
         json.dumps([case.error for case in outcome.cases], allow_nan=False)
 
     def test_a_wrong_gradient_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
