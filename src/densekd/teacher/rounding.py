@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from densekd.errors import ModelError
@@ -28,7 +30,7 @@ def check_rounding(
     """Refuse a float32 engine whose maps differ from the plain teacher's by more than rounding explains.
 
     A tap passes whose maps and softened maps err by at most 1e-4. Otherwise both are compared with the teacher run in
-    float64: the engine may be ten times as far from it as the plain teacher is.
+    float64: the engine may be ten times as far from it as the plain teacher is, where it is or on the engine's device.
 
     Args:
         folded: paths of the layers that took in a normalisation, which give something else on purpose.
@@ -41,7 +43,7 @@ def check_rounding(
     worst = {tap: max(error.maps, error.softened) for tap, error in errors.items()}
     if all(value <= _USUAL for value in worst.values()):
         return
-    allowed = _allowed(plain)
+    allowed = _allowed(plain, engine.device)
     for tap, value in worst.items():
         if not value <= allowed[tap]:
             module = first_difference(plain, engine, folded)
@@ -53,19 +55,25 @@ def check_rounding(
             )
 
 
-def _allowed(plain: Plain) -> dict[str, float]:
-    """How far from the plain teacher rounding may take each tap."""
+def _allowed(plain: Plain, device: torch.device) -> dict[str, float]:
+    """How far from the plain teacher rounding may take each tap; on another device float32 may be rounded otherwise, as
+    where convolutions multiply in TensorFloat-32."""
     engine = plain.engine
     network, reader = copy.deepcopy((engine.network, engine.reader))
     wide = Engine(network.double(), reader, Precision("float64"), engine.device, engine.size, False, engine.micro_batch)
+    rounded = [plain.maps]
     try:
         exact = plain.read(wide)
+        if device != engine.device:
+            network, reader = copy.deepcopy((engine.network, engine.reader))
+            rounded.append(plain.read(replace(engine, network=network.to(device), reader=reader, device=device)))
     except Exception as error:
         if out_of_memory(error):
             raise
         return dict.fromkeys(plain.maps, _LARGEST)
-    own = map_errors(plain.maps, exact, plain.options.temperature)
-    return {tap: max(_USUAL, _FACTOR * max(error.maps, error.softened)) for tap, error in own.items()}
+    own = [map_errors(maps, exact, plain.options.temperature) for maps in rounded]
+    worst = {tap: max(max(errors[tap].maps, errors[tap].softened) for errors in own) for tap in plain.maps}
+    return {tap: max(_USUAL, _FACTOR * error) for tap, error in worst.items()}
 
 
 def first_difference(plain: Plain, engine: Engine, folded: Collection[str]) -> str | None:
