@@ -23,6 +23,7 @@ from densekd.runs.ranks import Ranks
 from densekd.study import engine as study_engine
 from densekd.study.check import Opened
 from densekd.study.methods import Method
+from densekd.training.specs import TermSpec
 from runkit import distillation, make_place, recipe
 
 
@@ -115,6 +116,23 @@ class TestNumberFormat:
     def test_keys_are_checked(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"unknown key 'teacher\.engine\.dtyp'; did you mean 'dtype'"):
             load_recipe(distillation(tmp_path, tmp_path / "t"), {"teacher.engine.dtyp": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ([], 4.0),
+        ([{"method": "channelwise", "options": {"temperature": 2.0}}, {"method": "channelwise"}], 2.0),
+        ([{"method": "channelwise", "options": {"temperature": 9.0}}, {"method": "channelwise"}], 4.0),
+        ([{"method": "channelwise", "options": {"temperature": 9.0}}], 9.0),
+        # the temperature of a softmax over classes, or of similarities, says nothing of positions
+        ([{"method": "pixelwise", "options": {"temperature": 1.0}}, {"method": "crossimage"}], 4.0),
+    ],
+)
+def test_errors_are_measured_at_the_lowest_temperature_over_positions(terms: list[Any], expected: float) -> None:
+    specs = [TermSpec(student="logits", teacher="logits", weight=1.0, **term) for term in terms]
+    parts: Any = SimpleNamespace(recipe=SimpleNamespace(terms=specs))
+    assert fast_teacher._temperature(parts) == expected
 
 
 def _with_dtype(recipe: Recipe, dtype: str) -> Any:

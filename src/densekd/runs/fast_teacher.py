@@ -14,6 +14,7 @@ from densekd.errors import ArgumentError, DtypeError, ModelError, RunError
 from densekd.evaluate import evaluation_mode, some_of
 from densekd.inference import EvaluationSpec
 from densekd.inference.windows import window_starts
+from densekd.losses.catalog import loss_options
 from densekd.models.sizes import fitting_size, input_multiple
 from densekd.runs.asked_teacher import require_teacher, teacher_input
 from densekd.runs.assemble import Parts
@@ -26,7 +27,8 @@ _FEW = 4
 # Held-out images are kept in memory while number formats are compared: no more of them than fit into this.
 _MOST_BYTES = 256 << 20
 _VOID = -1
-_TEMPERATURE = 4.0
+# The one loss that softens over positions, as the error of the copy is measured.
+_OVER_POSITIONS = "channelwise"
 
 Pair = tuple[Tensor, Tensor]
 
@@ -112,9 +114,11 @@ def _example(parts: Parts, spec: TeacherSpec) -> Tensor:
 
 
 def _temperature(parts: Parts) -> float:
-    """The lowest temperature of the terms, at which an error of the maps counts most."""
-    asked = [term.options.get("temperature") for term in parts.recipe.terms]
-    return min((float(one) for one in asked if isinstance(one, float | int) and one > 0), default=_TEMPERATURE)
+    """The lowest temperature of the channel-wise terms, at which an error of the maps counts most."""
+    usual: float = loss_options(_OVER_POSITIONS)["temperature"]
+    terms = [term for term in parts.recipe.terms if term.method == _OVER_POSITIONS]
+    asked = [term.options.get("temperature", usual) for term in terms]
+    return min((float(one) for one in asked if isinstance(one, float | int) and one > 0), default=usual)
 
 
 def _held_out(parts: Parts, teacher: nn.Module) -> list[Pair] | None:
