@@ -346,7 +346,9 @@ class TestDamage:
         assert str(path) in str(error.value)
         assert not (tmp_path / "run").exists()
         path.unlink()  # as the error says
-        distill(asked(place, folder), out=tmp_path / "run")
+        watch = Watching()
+        distill(asked(place, folder), out=tmp_path / "run", progress=watch)
+        assert any(f"{path.name} removed since the set was whole" in line for line in watch.lines)
 
     @staticmethod
     def change(path, place):

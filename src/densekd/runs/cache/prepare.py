@@ -89,16 +89,22 @@ class Wish:
                     say(f"cache: passed over: {error}")
         return None
 
-    def missing(self) -> list[Sample]:
-        """(view, index) of everything that no build has stored yet; nothing is changed where no set is begun."""
+    def missing(self, say: Say) -> list[Sample]:
+        """(view, index) of everything that no build has stored yet; nothing is changed where no set is begun.
+
+        Args:
+            say: called with lines about what was found to be no longer whole.
+        """
         if not (self.folder / HEADER).is_file():
             return [(view, index) for view in range(self.spec.views) for index in range(self.images)]
         with self._writer(Launch()) as writer:
+            for notice in writer.notices:
+                say(f"cache: {notice}")
             return writer.missing()
 
-    def estimate(self, world: int = 1) -> Estimate | None:
-        """What storing the rest will cost; None where nothing is missing."""
-        missing = self.missing()
+    def estimate(self, say: Say, world: int = 1) -> Estimate | None:
+        """What storing the rest will cost; None where nothing is missing. `say` as of `missing`."""
+        missing = self.missing(say)
         return estimate(self.filler, missing, self.spec.encoding, self.root, world) if missing else None
 
     def build(self, ranks: Ranks, progress: Quiet) -> None:
@@ -196,7 +202,7 @@ def looked_at(parts: Parts, distiller: Distiller, sha256: str) -> tuple[list[str
     if found is not None:
         return [*lines, found.words()], found
     lines += stale(wish.root, wish.key)
-    cost = wish.estimate()
+    cost = wish.estimate(lines.append)
     return [*lines, f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}")], None
 
 
@@ -208,7 +214,7 @@ def _build(wish: Wish, progress: Quiet, ranks: Ranks, say: Say) -> bool:
         return False
     for line in stale(wish.root, wish.key):
         say(line)
-    cost = wish.estimate(ranks.world)
+    cost = wish.estimate(say, ranks.world)
     if cost is not None:
         require_consent(cost, wish.spec, wish.folder, progress)
     return True
