@@ -96,3 +96,16 @@ class TestLibraryNetwork:
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             torch.testing.assert_close(own.eval()(images), whole.student()(images))
+
+    @pytest.mark.long
+    def test_it_exports(self, whole: Run, tmp_path) -> None:
+        """What is exported from weights with the channels last gives what the network gives."""
+        runtime = pytest.importorskip("onnxruntime")
+        student = whole.student().to(memory_format=torch.channels_last).eval()
+        assert student.segmentation_head[0].weight.is_contiguous(memory_format=torch.channels_last)
+        images, path = torch.randn(2, 3, 32, 32), tmp_path / "student.onnx"
+        torch.onnx.export(student, (images,), path, dynamo=True, verbose=False)
+        session = runtime.InferenceSession(path)
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), student(images), rtol=1e-4, atol=1e-5)
