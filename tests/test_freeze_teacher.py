@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 import densekd
 from densekd.errors import ArgumentError, DensekdError, DtypeError, ModelError, TapError
 from densekd.losses import ChannelWise, FeatureMimic
-from densekd.teacher import Batch, FrozenTeacher, TeacherSource, freezing
+from densekd.teacher import Batch, FrozenTeacher, TeacherSource, choose, freezing
 from densekd.teacher import fold as folding
+from densekd.teacher.fidelity import MapError
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -275,6 +277,11 @@ class TestAuto:
         report = frozen(network(), dtype="auto").report
         assert report.dtype == "float32"
         assert "float32 takes 19 ms, less than 20" in report.why
+        # A GPU takes no longer for a large network.
+        measured = choose.Measured({"head": MapError(0.0, 0.0, True)}, None, None)
+        engine: Any = SimpleNamespace(device=torch.device("cuda"))
+        plain, other = (choose._Tried(engine, measured, seconds) for seconds in (0.019, 0.004))
+        assert choose._why_not(other, plain) is None
 
     def test_not_with_a_large_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher = network()

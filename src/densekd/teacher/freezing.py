@@ -59,8 +59,8 @@ def freeze_teacher(
         channels_last: store weights and images with the channels last.
         dtype: "float32", "bfloat16" or "float16"; "auto" takes the fastest whose softened maps err by at most 1% and
             whose mIoU moves by at most 0.1 point (where `held_out` is given), if it is at least 1.1 times as fast as
-            float32, which it takes else, and where float32 takes less than 20 ms on the example. float16 is tried on
-            CUDA alone.
+            float32, which it takes else, and where float32 on the CPU takes less than 20 ms on the example. float16 is
+            tried on CUDA alone.
         compile: `torch.compile` with frozen weights; needs a C++ compiler.
         cuda_graph: record the forward pass of each shape (up to 4) as a CUDA graph and replay it; "auto" does so on
             CUDA where it can be recorded.
