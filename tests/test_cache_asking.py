@@ -7,7 +7,6 @@ import io
 import pytest
 
 from densekd.cli import asking
-from densekd.cli.show import Watch
 
 
 class Terminal(io.StringIO):
@@ -30,7 +29,6 @@ def test_without_a_terminal_nobody_is_asked(monkeypatch):
     monkeypatch.setattr(asking.sys, "stdin", io.StringIO("y\n"))
     monkeypatch.setattr(asking.sys, "stderr", Terminal())
     assert asking.asked("Build it?") is None
-    assert Watch(yes=True).confirm("Build it?") is True
 
 
 def test_bars_stand_still_meanwhile(monkeypatch):

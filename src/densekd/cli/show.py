@@ -71,10 +71,10 @@ def bars() -> Progress | None:
 
 
 class Watch:
-    """Progress of a run on stderr; the shape of `densekd.runs.execute.Quiet`. With `yes` no question is asked."""
+    """Progress of a run on stderr; the shape of `densekd.runs.execute.Quiet`."""
 
-    def __init__(self, label: str = "", *, yes: bool = False) -> None:
-        self.label, self.yes = label, yes
+    def __init__(self, label: str = "") -> None:
+        self.label = label
         self._bar = bars()
         self._tasks: dict[str, TaskID] = {}
         self._last = 0.0
@@ -155,7 +155,7 @@ class Watch:
         self.counting("storing the teacher's maps", done, views)
 
     def confirm(self, question: str) -> bool | None:
-        return True if self.yes else asked(question, self._bar)
+        return asked(question, self._bar)
 
     def examining(self, done: int, images: int) -> None:
         self._advance("examining the teacher", done, images)

@@ -47,7 +47,8 @@ class EngineReport:
         temperature: of the softened maps.
         errors: by tap.
         agreement: share of positions with the same class; None without a class map.
-        miou_plain, miou: on the held-out batches, from 0 to 1, plain and fast; None without labels.
+        miou_plain, miou: on the held-out batches, from 0 to 1, plain and fast; None without labels. Both these and
+            `agreement` are of the copy run operator by operator, also where it is compiled or a graph.
         held_out: images they were taken from.
         seconds_plain, seconds: of one forward pass over the example, the fastest of several.
         candidates: the number formats that were compared, where there was a choice.
