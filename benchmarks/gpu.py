@@ -55,7 +55,7 @@ class Stage:
 
 
 STAGES = {
-    "correct": Stage(gpu_checks.run, "loss", 110),
+    "correct": Stage(gpu_checks.run, "loss", 160),  # some 200 kernels are compiled, half a second each
     "loss": Stage(gpu_loss.run, "loss", 70),
     "task": Stage(gpu_task.run, "loss", 70),
     "step": Stage(gpu_step.run, "step", 150),
