@@ -55,11 +55,11 @@ class Stage:
 
 
 STAGES = {
-    "correct": Stage(gpu_checks.run, "loss", 160),  # some 200 kernels are compiled, half a second each
-    "loss": Stage(gpu_loss.run, "loss", 70),
-    "task": Stage(gpu_task.run, "loss", 70),
+    "correct": Stage(gpu_checks.run, "loss", 140),  # some 200 kernels are compiled, half a second each
+    "loss": Stage(gpu_loss.run, "loss", 60),
+    "task": Stage(gpu_task.run, "loss", 60),
     "step": Stage(gpu_step.run, "step", 150),
-    "methods": Stage(None, "methods", 70),
+    "methods": Stage(None, "methods", 60),
 }
 
 

@@ -21,8 +21,8 @@ Values = tuple[Tensor, Tensor]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-#: rows that are divided, ones that fit on chip, odd ones, and ones of 16 positions; those of training come first, in case
-#: that compiling takes all the time there is
+#: rows that are divided, ones that fit on chip, odd ones, and ones of 16 positions; those of training come first, in
+#: case that compiling takes all the time there is
 SHAPES: tuple[Shape, ...] = ((2, 19, 512, 1024), (2, 19, 128, 256), (2, 150, 64, 64), (3, 19, 13, 29), (2, 5, 4, 4))
 TINY_SHAPE: Shape = (1, 3, 3, 5)
 #: relative errors that count as right: of a value (arithmetic in float32), and of a gradient, kept in the map's type,
