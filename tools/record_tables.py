@@ -183,7 +183,8 @@ def steps(file: str, record: dict[str, Any]) -> list[str]:
         cells.append(f"{_mark(file, f'{place}.extra.times_student .2f')}x")
         cells.append("" if case["peak_bytes"] is None else _mark(file, f"{place}.peak_bytes / 1e6 .0f"))
         cells.append("" if case["error"] is None else _mark(file, f"{place}.error * 100 .2g"))
-        rows.append([case["name"], case["variant"], *cells])
+        networks, _, images = case["name"].partition(":")
+        rows.append([f"{networks}, `{images}`" if images else networks, case["variant"], *cells])
     header = ["networks", "step", "ms", "speed-up", "times the student alone", "memory, MB"]
     return _rows([*header, "error of softened maps, %"], rows)
 
