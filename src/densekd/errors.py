@@ -60,6 +60,10 @@ class CacheError(DensekdError, RuntimeError):
     """A stored set of a teacher's maps that is missing, incomplete, damaged, or of another key."""
 
 
+class ExportError(DensekdError, RuntimeError):
+    """A student that cannot be exported as asked, or an exported file that cannot be opened or used."""
+
+
 class ResourceError(DensekdError, RuntimeError):
     """Memory or the disk ran out, or a process that loads images was ended from outside."""
 

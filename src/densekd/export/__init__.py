@@ -1,0 +1,5 @@
+"""The student of a run as a file that runs without densekd."""
+
+from densekd.export.exported import Exported as Exported
+from densekd.export.load import load_exported as load_exported
+from densekd.export.manifest import Manifest as Manifest

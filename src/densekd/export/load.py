@@ -1,0 +1,37 @@
+"""Open what `densekd export` has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densekd.errors import ExportError
+from densekd.export.exported import Exported
+
+
+def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> Exported:
+    """Open an exported student.
+
+    Args:
+        path: a file `.onnx` or `.pt2`.
+        device: `cpu` or `cuda`.
+        threads: CPU threads of one call; None: what the library takes by itself.
+
+    Raises:
+        ExportError: nothing is there, it was not made by `densekd export`, it is damaged, or the device is not there.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise ExportError(f"{file}: no such file")
+    if device not in ("cpu", "cuda"):
+        raise ExportError(f"device {device!r}: expected cpu or cuda")
+    if threads is not None and threads < 1:
+        raise ExportError(f"threads: expected 1 or more, got {threads}")
+    if file.suffix == ".onnx":
+        from densekd.export.onnx_file import open_onnx
+
+        return open_onnx(file, device, threads)
+    if file.suffix == ".pt2":
+        from densekd.export.pt2_file import open_pt2
+
+        return open_pt2(file, device, threads)
+    raise ExportError(f"{file}: expected a file that ends in .onnx or .pt2")

@@ -1,0 +1,120 @@
+"""A pt2 file: a graph of torch.export with its weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from densekd.errors import ExportError
+from densekd.export.exported import check_images
+from densekd.export.manifest import FILE, Manifest, read_manifest
+
+_KNOWN = re.compile(
+    r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|models/model\.json|data/sample_inputs/model\.pt|extra/densekd\.json|archive_format|archive_version"
+    r"|\.?data/[a-z_]+|byteorder|version|\.format_version|\.storage_alignment"
+)
+
+
+@dataclass
+class Pt2Student:
+    """An exported student as a graph of torch."""
+
+    path: Path
+    manifest: Manifest
+    module: torch.nn.Module
+    device: torch.device
+    threads: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images, self.manifest, self.path)
+        with torch.inference_mode(), _threads(self.threads):
+            found: Tensor = self.module(images.to(self.device)).cpu()
+        return found
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch's threads belong to the whole process: they are set for one call alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
+def open_pt2(path: Path, device: str, threads: int | None) -> Pt2Student:
+    """Open a pt2 file that densekd has written.
+
+    Raises:
+        ExportError: it has no manifest, is damaged, holds what only unpickling opens, or the device is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ExportError("device cuda: torch sees no CUDA device; use cpu")
+    manifest = read_manifest(_manifest_text(path), path)
+    target = torch.device(device)
+    try:
+        with quiet_torch():
+            program = torch.export.load(path)
+            module = program.module().to(target)
+    except Exception as error:  # a damaged graph fails in as many ways as it has parts
+        raise ExportError(f"{path}: torch {torch.__version__} cannot open it ({error})") from None
+    return Pt2Student(path, manifest, module, target, threads)
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Within the block torch's exporters log errors alone."""
+    found = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(found, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _manifest_text(path: Path) -> str | None:
+    """The manifest's text, read without torch's loader; nothing in the file may need unpickling."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+        _require_plain(inside, path)
+        text = inside.get(f"extra/{FILE}")
+        return None if text is None else text.decode()
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise ExportError(f"{path}: cannot be read as a pt2 file ({error})") from None
+
+
+def _require_plain(inside: Mapping[str, bytes], path: Path) -> None:
+    """Refuse a file of which torch would unpickle a part: torch's loader does so without asking."""
+    for name, data in inside.items():
+        if not _KNOWN.fullmatch(name):
+            raise ExportError(f"{path}: holds {name!r}, which `densekd export` does not write; not opened")
+        if name.endswith("_config.json"):
+            parts = json.loads(data)["config"]
+            for what, part in parts.items():
+                if part["use_pickle"] is not False:
+                    raise ExportError(f"{path}: {what!r} in it can only be unpickled, which could run anything")
+        if name.startswith("data/sample_inputs/"):
+            try:
+                torch.load(io.BytesIO(data), weights_only=True)
+            except Exception:  # whatever was put there: torch's own loader would unpickle it
+                raise ExportError(f"{path}: its sample inputs can only be unpickled; not opened") from None
+    if inside.get("archive_format") != b"pt2":
+        raise ExportError(f"{path}: not a file of torch.export")
