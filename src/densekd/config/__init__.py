@@ -21,4 +21,5 @@ from densekd.config.read import read_recipe as read_recipe
 from densekd.config.recipe import PreflightSpec as PreflightSpec
 from densekd.config.recipe import Recipe as Recipe
 from densekd.config.recipe import TeacherSpec as TeacherSpec
+from densekd.config.report import ReportSpec as ReportSpec
 from densekd.config.shipped import shipped_recipes as shipped_recipes

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from densekd.config.compare import CompareSpec
 from densekd.config.distill import DistillSpec
 from densekd.config.published import PublishedResult
+from densekd.config.report import ReportSpec
 from densekd.data.kinds import DataSpec
 from densekd.inference.specs import EvaluationSpec
 from densekd.models.auxiliary import AuxiliarySpec
@@ -132,6 +133,7 @@ class Recipe(Spec):
     )
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec, description="where it computes")
     preflight: PreflightSpec = Field(default_factory=PreflightSpec, description="checks before a distillation")
+    report: ReportSpec = Field(default_factory=ReportSpec, description="what is kept to be looked at")
     compare: CompareSpec = Field(default_factory=CompareSpec, description="what `compare` may compare beside the terms")
     published: tuple[PublishedResult, ...] = Field(
         default=(), description="what others published for this setting, the row of the recipe's own terms first"

@@ -40,12 +40,12 @@ class Task:
 
 
 def comparable(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: name, threads, place of stored maps, and what `compare` alone reads."""
+    """The recipe without what changes no run: name, threads, place of stored maps, report, what `compare` reads."""
     plain = recipe.model_dump(mode="json")
     plain["runtime"]["threads"] = None
     if plain["distill"]["cache"] is not None:
         plain["distill"]["cache"] |= {"root": "cache", "ask": True}
-    return Recipe.model_validate({**plain, "name": "run", "compare": {}})
+    return Recipe.model_validate({**plain, "name": "run", "compare": {}, "report": {}})
 
 
 def digest_of(recipe: Recipe) -> str:
