@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from densekd._version import __version__
+from densekd.config import Recipe
 from densekd.errors import ExportError
+from densekd.inference import WHOLE, EvaluationSpec
 from densekd.records.base import Record
 from densekd.records.run import BestScores
 
@@ -56,6 +58,14 @@ class InsideInfo(Record):
         description="logits (N, K, H, W); softmax: class probabilities, binary (N, 1, H, W) of class 1; argmax: class "
         "ids (N, H, W), int64. Always at the height and width of the images that go in",
     )
+
+
+class Evaluated(Record):
+    """How the run brought images to the student when it scored it: what a prediction repeats, outside of the file."""
+
+    size: Size | None = Field(default=None, description="height and width that images were resized to")
+    fit: Size | None = Field(default=None, description="short and long side that images were fitted into")
+    evaluation: EvaluationSpec = WHOLE
 
 
 class Source(Record):
@@ -109,6 +119,7 @@ class Manifest(Record):
     network: NetworkInfo
     input: InputInfo
     inside: InsideInfo = InsideInfo()
+    evaluated: Evaluated = Evaluated()
     source: Source
     verified: Verified | None = None
     int8: Quantised | None = None
@@ -124,6 +135,12 @@ class Manifest(Record):
     def text(self) -> str:
         """As JSON."""
         return self.model_dump_json(by_alias=True)
+
+
+def evaluated_as(recipe: Recipe) -> Evaluated:
+    """What a recipe says of it."""
+    augment = recipe.data.augment
+    return Evaluated(size=augment.size, fit=augment.fit, evaluation=recipe.evaluation)
 
 
 def read_manifest(text: str | None, where: object) -> Manifest:
