@@ -60,7 +60,8 @@ class StopAt(Quiet):
 
 def same(one: Run, other: Run) -> None:
     assert log_without_times(one.path) == log_without_times(other.path)
-    assert (one.path / "student.safetensors").read_bytes() == (other.path / "student.safetensors").read_bytes()
+    for name in ("student.safetensors", "evaluations.csv", "confusion.json"):
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
     for name in ("student", "adapters", "average", "optimizer"):
         paths = [
             run.path / "checkpoints" / f"step-{run.record.steps:08d}" / f"{name}.safetensors" for run in (one, other)

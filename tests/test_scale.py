@@ -138,7 +138,8 @@ class TestOneSpeaks:
         out, launched = two
         assert launched.err() == ""
         assert {path.name for path in (out / "distilled").iterdir()} == {
-            *("checkpoints", "log.csv", "recipe.yaml", "record.json", "student.safetensors")
+            *("checkpoints", "log.csv", "recipe.yaml", "record.json", "student.safetensors"),
+            *("confusion.json", "evaluations.csv"),
         }
 
     @pytest.mark.parametrize(

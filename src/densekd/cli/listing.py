@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _THINGS = ("models", "methods", "data", "recipes", "published", "runs", "schema")
-_SCHEMAS = ("recipe", "record", "study", "bench")
+_SCHEMAS = ("recipe", "record", "study", "bench", "confusion")
 
 
 @guarded
 def list_things(
     what: Annotated[str, typer.Argument(help="models, methods, data, recipes, published, runs or schema")],
     folder: Annotated[Path, typer.Option("--folder", help="runs: where to look.")] = Path("runs"),
-    of: Annotated[str, typer.Option("--of", help="schema: recipe, record, study or bench.")] = "recipe",
+    of: Annotated[str, typer.Option("--of", help="schema: recipe, record, study, bench or confusion.")] = "recipe",
     as_json: Json = False,
 ) -> None:
     """List models, methods, data sets, recipes, published results or runs, or print the JSON schema of a record."""
@@ -59,6 +59,7 @@ def _schema(of: str) -> dict[str, Any]:
         "record": records.RunRecord,
         "study": records.StudyRecord,
         "bench": records.BenchRecord,
+        "confusion": records.ConfusionRecord,
     }
     return recipe_schema() if of == "recipe" else kinds[of].model_json_schema(by_alias=True)
 

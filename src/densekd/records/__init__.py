@@ -8,6 +8,8 @@ from __future__ import annotations
 from densekd.records.base import dump as dump
 from densekd.records.bench import BenchCase as BenchCase
 from densekd.records.bench import BenchRecord as BenchRecord
+from densekd.records.confusion import ConfusionRecord as ConfusionRecord
+from densekd.records.confusion import Counts as Counts
 from densekd.records.run import BestScores as BestScores
 from densekd.records.run import CacheRecord as CacheRecord
 from densekd.records.run import Cost as Cost

@@ -116,6 +116,7 @@ class Execution:
         recorder = loop.recorder
         position = self._position(loop)
         warnings = self.account.warnings
+        recorder.write_evaluations(position)
         recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
         try:
             position = loop.run(position)
@@ -254,7 +255,7 @@ class Execution:
     def _extra_splits(self, loop: Loop, position: Position) -> dict[str, Scores]:
         extra = self.parts.data.extra
         scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra.items()}
-        return {name: loop.evaluated(score, position) for name, score in scorers.items()}
+        return {name: loop.evaluated(score, position).scores for name, score in scorers.items()}
 
     def _position(self, loop: Loop) -> Position:
         """Where the run stands: the first process chooses the checkpoint, all read it."""
@@ -282,6 +283,8 @@ class Execution:
             raise RunError(f"{path}: not seen by process {self.ranks.launch.rank}; all machines must share the folder")
         position = loop.checkpointer.load(path, loop.stepper)
         loop.recorder.resume_at(position.taken)
+        if position.last is not None and not position.evaluations:
+            self._say("the evaluations before this resume were not kept: an earlier version of densekd began the run")
         if position.best is not None and self.ranks.first:
             restored = restore_student(self.folder, self.recipe, int(position.best["step"]))
             if restored is not None:

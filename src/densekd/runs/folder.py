@@ -18,7 +18,8 @@ from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
 from densekd.report import write_report
 
-_OWN = {"recipe.yaml", "record.json", "log.csv", "checkpoints", "student.safetensors", "report.html"}
+_KEPT = {"log.csv", "evaluations.csv", "confusion.json", "checkpoints", "student.safetensors", "looks"}
+_OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html"}
 
 
 class Run:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from densekd.data.base import SegmentationSet
-from densekd.evaluate import evaluate
+from densekd.evaluate import confusion
 from densekd.records import Scores
 from densekd.runs.assemble import Parts
-from densekd.training.loop import Abandoned, Evaluate
+from densekd.training.loop import Abandoned, Evaluate, Evaluation
 from densekd.training.peers import Peers
 from densekd.training.stepper import Stepper
 
@@ -22,7 +22,7 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
     """
     recipe = parts.recipe
 
-    def score(watch: Callable[[int, int], None]) -> Scores:
+    def score(watch: Callable[[int, int], None]) -> Evaluation:
         met = False
 
         def total(counts: Tensor) -> Tensor:
@@ -34,11 +34,10 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
 
         stepper.gather()
         try:
-            return evaluate(
+            meter = confusion(
                 stepper.shipped,
                 parts.eval_view(which),
                 parts.task,
-                parts.data.classes,
                 device=parts.device,
                 batch_size=recipe.train.evaluate_batch_size,
                 workers=recipe.runtime.workers,
@@ -53,5 +52,6 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
             if not met:
                 peers.most(1)  # where the others learn of it, at the end of their shares
             raise
+        return Evaluation(Scores(**meter.scores(parts.data.classes)), meter.matrix.tolist())
 
     return score

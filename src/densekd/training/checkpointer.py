@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +22,23 @@ _SUMS = "checksums.json"
 
 @dataclass
 class Position:
-    """Where a run stands: steps taken, whether the evaluation due there is done, and the best score so far."""
+    """Where a run stands: steps taken, whether the evaluation due there is done, and the scores so far.
+
+    Attributes:
+        best: scores of the best evaluation, with its `step`.
+        last: scores of the newest one.
+        evaluations: `step`, `miou` and `pixel_accuracy` of every evaluation, in order.
+        confusion: `step` and `matrix` of the newest ("final") and of the best evaluation.
+    """
 
     taken: int = 0
     evaluated: bool = False
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
     skipped_steps: int = 0
+    # Checkpoints of earlier versions hold neither of these.
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Found(NamedTuple):

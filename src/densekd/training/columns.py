@@ -1,4 +1,7 @@
-"""The columns of `log.csv` that every run has; between them stand the parts of the loss, under their own names."""
+"""The columns of a run's tables.
+
+`log.csv`: those that every run has; between them stand the parts of the loss, under their own names.
+"""
 
 from __future__ import annotations
 
@@ -10,3 +13,5 @@ AFTER = ("lr", "grad_norm", *TIMES)
 """Columns after the parts of the loss."""
 RESERVED = (*BEFORE, *AFTER)
 """Names that no part of a loss may have."""
+EVALUATIONS = ("step", "miou", "pixel_accuracy")
+"""Columns of `evaluations.csv`."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from densekd import files
 from densekd.records import BestScores, Scores
@@ -31,7 +31,14 @@ class Progress(Protocol):
     def said(self, line: str) -> None: ...
 
 
-Evaluate = Callable[[Callable[[int, int], None]], Scores]
+class Evaluation(NamedTuple):
+    """Scores over a split, and the pixels they come from: `matrix[true][predicted]`."""
+
+    scores: Scores
+    matrix: list[list[int]]
+
+
+Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error: the loop asks why
@@ -92,11 +99,17 @@ class Loop:
         return position.taken == self.steps or (every is not None and position.taken % every == 0)
 
     def _evaluate(self, position: Position) -> None:
-        scores = self.evaluated(self.evaluate, position)
+        scores, matrix = self.evaluated(self.evaluate, position)
         best = position.best is None or scores.miou > position.best["miou"]
         position.last = scores.model_dump(mode="json")
+        counted = {"step": position.taken, "matrix": matrix}
+        position.confusion["final"] = counted
+        position.evaluations.append(
+            {"step": position.taken, "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+        )
         if best:
             position.best = {**position.last, "step": position.taken}
+            position.confusion["best"] = counted
             # A kill between here and the checkpoint is harmless: the resumed run comes here again with equal bits.
             if self.peers.first:
                 files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
@@ -115,10 +128,12 @@ class Loop:
         self.recorder.write_log()
         self.checkpointer.save(self.stepper, position)
         self._saved, self._saved_at = (position.taken, position.evaluated), time.monotonic()
+        if position.evaluated:
+            self.recorder.write_evaluations(position)
         self.recorder.update(**scores_of(position))
 
-    def evaluated(self, evaluate: Evaluate, position: Position) -> Scores:
-        """The scores that `evaluate` gives, watched.
+    def evaluated(self, evaluate: Evaluate, position: Position) -> Evaluation:
+        """What `evaluate` gives, watched.
 
         Raises:
             Interrupted: a signal came before its end.

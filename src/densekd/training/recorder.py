@@ -1,9 +1,10 @@
-"""`log.csv` and `record.json` of a run: rows in memory, files written whole."""
+"""What a run records of itself, written whole: `log.csv`, `record.json`, `evaluations.csv`, `confusion.json`."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from densekd import files
 from densekd.errors import CheckpointError
-from densekd.records import RunRecord, dump
-from densekd.training.columns import AFTER, BEFORE
+from densekd.records import ConfusionRecord, RunRecord, dump
+from densekd.training.checkpointer import Position
+from densekd.training.columns import AFTER, BEFORE, EVALUATIONS
 from densekd.training.stepper import StepResult
 
 _FLUSH_SECONDS = 20.0
@@ -80,6 +82,26 @@ class Recorder:
             writer.writerows(self.rows)
             files.write_text(self.log_path, stream.getvalue())
         self._written = time.monotonic()
+
+    def write_evaluations(self, position: Position) -> None:
+        """Write `evaluations.csv` and `confusion.json` as a position has them; remove them where it has none."""
+        if not self.writes:
+            return
+        table, counts = self.folder / "evaluations.csv", self.folder / "confusion.json"
+        if not position.evaluations or position.last is None:
+            table.unlink(missing_ok=True)
+            counts.unlink(missing_ok=True)
+            return
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(EVALUATIONS)
+        writer.writerows([repr(row[name]) for name in EVALUATIONS] for row in position.evaluations)
+        files.write_text(table, stream.getvalue())
+        found = ConfusionRecord.model_validate(
+            {"split": self.record.split, "classes": list(position.last["iou"]), **position.confusion}
+        )
+        # On one line: indented, every one of the many counts would have its own.
+        files.write_text(counts, json.dumps(dump(found), ensure_ascii=False) + "\n")
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record and write it."""
