@@ -86,6 +86,7 @@ def confusion(
     evaluation: EvaluationSpec = WHOLE,
     shard: tuple[int, int] = (0, 1),
     total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    each: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMeter:
     """The confusion matrix of `network` over all of `view`.
 
@@ -119,8 +120,11 @@ def confusion(
             labels = batch["labels"]
             sizes = [(label.shape[-2], label.shape[-1]) for label in labels]
             with autocast(device, precision):
-                for ids, label in zip(predictor.ids(batch["image"].to(device), sizes), labels, strict=True):
-                    meter.update(ids.cpu(), label)
+                found = predictor.ids(batch["image"].to(device), sizes)
+                for index, ids, label in zip(batch["index"], found, labels, strict=True):
+                    counts = meter.update(ids.cpu(), label)
+                    if each is not None:
+                        each(index, counts)
             done += len(labels)
     if watch is not None:
         watch(done, count)

@@ -49,8 +49,11 @@ class ConfusionMeter:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.images = 0
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Count the pixels of one image `(H, W)` or a batch `(N, H, W)`; ids as integers, not logits.
+
+        Returns:
+            These pixels' own counts, int64 `(K, K)` on the CPU.
 
         Raises:
             ShapeError: the two differ in shape, or are neither one image nor a batch.
@@ -65,7 +68,7 @@ class ConfusionMeter:
             )
         self.images += 1 if label.ndim == 2 else len(label)
         if label.numel() == 0:
-            return
+            return torch.zeros_like(self.matrix)
         self._within("prediction", prediction)
         self._within("label", label.masked_fill(label == self.ignore_index, 0))
         found = multiclass_confusion_matrix(
@@ -76,7 +79,9 @@ class ConfusionMeter:
             # Its own check sorts all values; the range is checked above.
             validate_args=False,
         )
-        self.matrix += found.to("cpu", torch.int64)
+        counts = found.to("cpu", torch.int64)
+        self.matrix += counts
+        return counts
 
     def _within(self, what: str, ids: Tensor) -> None:
         if ids.is_floating_point() or ids.is_complex():
@@ -100,8 +105,7 @@ class ConfusionMeter:
         total = int(self.matrix.sum())
         if total == 0:
             raise DataError(f"nothing to score: {self.images} images without a single labelled pixel")
-        hits = self.matrix.diagonal().double()
-        union = (self.matrix.sum(0) + self.matrix.sum(1)).double() - hits
+        hits, union = _hits_and_union(self.matrix)
         present = union > 0
         ious = (hits / union).tolist()
         return {
@@ -113,3 +117,22 @@ class ConfusionMeter:
             },
             "images": self.images,
         }
+
+
+def image_scores(counts: Tensor) -> tuple[float, float] | None:
+    """mIoU and pixel accuracy of one image from its own counts `(K, K)`; None where nothing in it is labelled.
+
+    The mean is over the classes in this image's truth or prediction, so that scores of images tell them apart; their
+    mean over images is not the mIoU of a split.
+    """
+    total = int(counts.sum())
+    if total == 0:
+        return None
+    hits, union = _hits_and_union(counts)
+    present = union > 0
+    return float((hits[present] / union[present]).mean()), float(hits.sum() / total)
+
+
+def _hits_and_union(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    hits = matrix.diagonal().double()
+    return hits, (matrix.sum(0) + matrix.sum(1)).double() - hits
