@@ -90,6 +90,19 @@ class GrowingFile:
         self._temporary.unlink(missing_ok=True)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` for a library that writes its file itself; `give_name` ends what begins with it."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+
+
+def give_name(temporary: Path, path: Path) -> None:
+    """Flush a whole file to disk and give it its name; `temporary` is in the same folder."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
