@@ -23,3 +23,4 @@ from densekd.config.recipe import Recipe as Recipe
 from densekd.config.recipe import TeacherSpec as TeacherSpec
 from densekd.config.report import ReportSpec as ReportSpec
 from densekd.config.shipped import shipped_recipes as shipped_recipes
+from densekd.config.track import TrackSpec as TrackSpec

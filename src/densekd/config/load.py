@@ -52,10 +52,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of the resolved recipe's canonical JSON, without what changes no run.
 
-    That is what others published, what is kept for the report, and of a cache its place and whether to ask: a set is
-    told by its key.
+    That is what others published, what is kept for the report or told to trackers, and of a cache its place and
+    whether to ask: a set is told by its key.
     """
-    left_out = {"published": True, "report": True, "distill": {"cache": {"root", "ask"}}}
+    left_out = {"published": True, "report": True, "track": True, "distill": {"cache": {"root", "ask"}}}
     kept = recipe.model_dump(mode="json", exclude=left_out)
     return sha256(json.dumps(kept, sort_keys=True).encode())
 

@@ -10,6 +10,7 @@ from densekd.config.compare import CompareSpec
 from densekd.config.distill import DistillSpec
 from densekd.config.published import PublishedResult
 from densekd.config.report import ReportSpec
+from densekd.config.track import Tracker, TrackSpec, trackers_alone
 from densekd.data.kinds import DataSpec
 from densekd.inference.specs import EvaluationSpec
 from densekd.models.auxiliary import AuxiliarySpec
@@ -134,6 +135,10 @@ class Recipe(Spec):
     runtime: RuntimeSpec = Field(default_factory=RuntimeSpec, description="where it computes")
     preflight: PreflightSpec = Field(default_factory=PreflightSpec, description="checks before a distillation")
     report: ReportSpec = Field(default_factory=ReportSpec, description="what is kept to be looked at")
+    track: Annotated[
+        TrackSpec,
+        BeforeValidator(trackers_alone, json_schema_input_type=TrackSpec | Tracker | tuple[Tracker, ...]),
+    ] = Field(default_factory=TrackSpec, description="TensorBoard, W&B; a name or a list of names is its `to`")
     compare: CompareSpec = Field(default_factory=CompareSpec, description="what `compare` may compare beside the terms")
     published: tuple[PublishedResult, ...] = Field(
         default=(), description="what others published for this setting, the row of the recipe's own terms first"

@@ -20,6 +20,7 @@ from densekd.records.run import RunRecord as RunRecord
 from densekd.records.run import Scores as Scores
 from densekd.records.run import Status as Status
 from densekd.records.run import TeacherCost as TeacherCost
+from densekd.records.run import TrackerRecord as TrackerRecord
 from densekd.records.study import Budget as Budget
 from densekd.records.study import Gain as Gain
 from densekd.records.study import PlannedMethod as PlannedMethod

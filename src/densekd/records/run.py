@@ -80,6 +80,15 @@ class ImageList(Record):
     sha256: str = Field(description="of their names, each followed by a zero byte")
 
 
+class TrackerRecord(Record):
+    """A tracker that was told what happened in a run."""
+
+    where: str = Field(description="folder in the run's, or the address of the page at W&B")
+    version: str = Field(description="of its package")
+    id: str | None = Field(default=None, description="W&B's id of the run, which a resume goes on with")
+    failed: str | None = Field(default=None, description="why it was told nothing more; null: it was told everything")
+
+
 class RunRecord(Record):
     """`record.json` of a run."""
 
@@ -108,5 +117,7 @@ class RunRecord(Record):
     images: dict[str, ImageList] = Field(
         default_factory=dict, description="train, val and unlabelled as the run began: a resume compares them"
     )
+
+    trackers: dict[str, TrackerRecord] = Field(default_factory=dict, description="by name; empty: there were none")
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)

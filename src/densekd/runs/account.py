@@ -81,6 +81,7 @@ class Account:
             environment=environment(),
             recipe_sha256=recipe_digest(recipe),
             images=images_of(parts.data),
+            trackers={} if before is None else before.trackers,
         )
 
     def cost(self, recorder: Recorder, device: torch.device) -> Cost:

@@ -30,6 +30,7 @@ from densekd.runs.progress import Quiet as Quiet
 from densekd.runs.ranks import Ranks, joined
 from densekd.runs.rehearsal import rehearse
 from densekd.runs.restore import STUDENT, leave_finished
+from densekd.runs.tracking import require_trackers
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
@@ -174,6 +175,8 @@ def _checked(kind: Kind, claim: Claim, ranks: Ranks) -> RunRecord | None:
         if claim.resume and claim.force:
             raise RunError("resume and force exclude each other: go on with the run, or start it again")
         before = claim.look()
+        if before is None or before.status != "done":
+            require_trackers(claim.recipe.track)
         if before is None or before.status != "done":
             require_writable(claim.folder)
         return json.dumps(None if before is None else dump(before))

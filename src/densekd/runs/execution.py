@@ -36,6 +36,7 @@ from densekd.runs.readiness import check_readiness
 from densekd.runs.restore import leave_finished, restore_student
 from densekd.runs.scoring import scorer
 from densekd.runs.synchronised import terms_not_shared
+from densekd.runs.tracking import Tracking
 from densekd.runs.waiting import waiting_words
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, scores_of
@@ -71,6 +72,7 @@ class Execution:
         self.account = Account(self.folder, method_of(kind, self.recipe), self.steps)
         self.terms: list[tuple[str, TermSpec]] = []
         self.idle: set[str] = set()
+        self.tracking = Tracking(self.recipe, self.folder, self.progress.said, self._say, on=self.ranks.first)
 
     def go(self) -> None:
         reset_peak(self.parts.device)
@@ -88,6 +90,7 @@ class Execution:
             record = self.ranks.agreed("the record", lambda: self._begun(student, teacher, objective))
             with (
                 engine(self.recipe.runtime, self.parts.device, self.ranks) as accelerator,
+                self.tracking,
                 StopSignals(self.progress.said, grace=0.0 if self.ranks.world == 1 else _REPEATED) as signals,
             ):
                 recorder = Recorder(self.folder, record, self.recipe.train.log_every, writes=self.ranks.first)
@@ -118,6 +121,7 @@ class Execution:
         warnings = self.account.warnings
         recorder.write_evaluations(position)
         recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
+        self.tracking.begin(loop, position, self.parts, resumed=self.claim.resume)
         try:
             position = loop.run(position)
             extra = self._extra_splits(loop, position)
@@ -142,6 +146,7 @@ class Execution:
             self._say(line)
         cost = self._cost(recorder)
         recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
+        self.tracking.done(self.steps)
 
     def _cost(self, recorder: Recorder) -> Cost:
         return self.account.cost(recorder, self.parts.device)

@@ -18,7 +18,7 @@ from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
 from densekd.report import write_report
 
-_KEPT = {"log.csv", "evaluations.csv", "confusion.json", "checkpoints", "student.safetensors", "looks"}
+_KEPT = {"log.csv", "evaluations.csv", "confusion.json", "checkpoints", "student.safetensors", "looks", "tracking"}
 _OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html"}
 
 

@@ -17,6 +17,7 @@ from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.device import choose_device
 from densekd.runs.execute import RecipeLike, resolve
 from densekd.runs.folder import require_writable
+from densekd.runs.tracking import require_trackers
 from densekd.study.arguments import entries, require_surroundings
 from densekd.study.comparison import Comparison
 from densekd.study.machine import cpus, gpus_for, share_out
@@ -106,6 +107,7 @@ def prepare(
     asked_seeds = check_seeds(seeds)
     _require_names(chosen, asked_seeds)
     _require_weights(base)
+    require_trackers(base.track)
     folder = Path(out) if out is not None else Path("runs") / f"{base.name}-compare"
     _require_folder(folder)
     gpus = gpus_for(choose_device(base))

@@ -40,12 +40,12 @@ class Task:
 
 
 def comparable(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: name, threads, place of stored maps, report, what `compare` reads."""
+    """The recipe without what changes no run: name, threads, place of stored maps, report, trackers, `compare`'s own."""
     plain = recipe.model_dump(mode="json")
     plain["runtime"]["threads"] = None
     if plain["distill"]["cache"] is not None:
         plain["distill"]["cache"] |= {"root": "cache", "ask": True}
-    return Recipe.model_validate({**plain, "name": "run", "compare": {}, "report": {}})
+    return Recipe.model_validate({**plain, "name": "run", "compare": {}, "report": {}, "track": {}})
 
 
 def digest_of(recipe: Recipe) -> str:

@@ -1,0 +1,67 @@
+"""The validation images that trackers show at every evaluation: image, truth, prediction."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from densekd.evaluate import autocast, evaluation_mode, spread
+from densekd.inference import Predictor
+from densekd.pictures import colourise, contact_sheet, legend, photograph
+from densekd.runs.assemble import Parts
+
+_WIDTH = 320
+"""Pixels of each of the three pictures: event files hold all of them, for every evaluation."""
+_TITLES = ("image", "truth", "prediction")
+
+
+class Pictures:
+    """A few fixed images of the validation set, drawn whenever asked.
+
+    Args:
+        parts: the run's.
+        count: images at most; number `(2 i + 1) n / (2 count)` of `n`, rounded down, for i = 0, 1, ...
+    """
+
+    def __init__(self, parts: Parts, count: int) -> None:
+        self.parts = parts
+        source = parts.data.val
+        self.chosen = {
+            f"pictures/{place} {source.name_of(index)}": index
+            for place, index in enumerate(spread(len(source), count), start=1)
+        }
+
+    def legend(self) -> dict[str, np.ndarray]:
+        """The classes and their colours."""
+        return {"pictures/classes": _array(legend(self.parts.data.classes, self.parts.data.palette))}
+
+    def draw(self, network: nn.Module) -> dict[str, np.ndarray]:
+        """By tag: image, truth and prediction side by side, uint8 `(1, H, W, 3)`.
+
+        Args:
+            network: the student as it would be shipped now; its mode is afterwards what it was.
+        """
+        return {tag: self._one(network, index) for tag, index in self.chosen.items()}
+
+    def _one(self, network: nn.Module, index: int) -> np.ndarray:
+        parts, recipe = self.parts, self.parts.recipe
+        sample, item = parts.data.val.load(index), parts.eval_view()[index]
+        size = (sample.label.shape[-2], sample.label.shape[-1])
+        predictor = Predictor(
+            network,
+            parts.task,
+            recipe.evaluation,
+            most=recipe.train.evaluate_batch_size,
+            channels_last=recipe.runtime.channels_last,
+        )
+        with evaluation_mode(network), torch.no_grad(), autocast(parts.device, recipe.runtime.precision):
+            (ids,) = predictor.ids(item["image"][None].to(parts.device), [size])
+        palette = parts.data.palette
+        row = [photograph(sample.image), colourise(sample.label, palette), colourise(ids.cpu(), palette)]
+        return _array(contact_sheet([row], _TITLES, cell_width=_WIDTH))
+
+
+def _array(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB"))[None]
