@@ -40,7 +40,7 @@ class Task:
 
 
 def comparable(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: name, threads, place of stored maps, report, trackers, `compare`'s own."""
+    """The recipe without what changes no run: name, threads, place of stored maps, report, trackers, compare."""
     plain = recipe.model_dump(mode="json")
     plain["runtime"]["threads"] = None
     if plain["distill"]["cache"] is not None:
