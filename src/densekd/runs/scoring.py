@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from densekd.data.base import SegmentationSet
 from densekd.evaluate import confusion
+from densekd.metrics import image_scores
 from densekd.records import Scores
 from densekd.runs.assemble import Parts
 from densekd.training.loop import Abandoned, Evaluate, Evaluation
 from densekd.training.peers import Peers
 from densekd.training.stepper import Stepper
+
+_ELSEWHERE, _UNLABELLED = 0.0, -1.0
+"""In the place of an image's scores, where another process has it and where it has none."""
 
 
 def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers) -> Evaluate:
@@ -20,10 +25,15 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
 
     The counts of all are added up, so that every image counts once and all have the same scores.
     """
-    recipe = parts.recipe
+    recipe, count = parts.recipe, len(which)
 
     def score(watch: Callable[[int, int], None]) -> Evaluation:
         met = False
+        own = torch.full((count, 2), _ELSEWHERE, dtype=torch.float64)
+
+        def keep(index: int, counts: Tensor) -> None:
+            found = image_scores(counts)
+            own[index] = torch.tensor((_UNLABELLED, _UNLABELLED) if found is None else found, dtype=torch.float64)
 
         def total(counts: Tensor) -> Tensor:
             nonlocal met
@@ -47,11 +57,15 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
                 watch=watch,
                 shard=(peers.rank, peers.world),
                 total=total if peers.world > 1 else None,
+                each=keep,
             )
         except Abandoned:
             if not met:
                 peers.most(1)  # where the others learn of it, at the end of their shares
             raise
-        return Evaluation(Scores(**meter.scores(parts.data.classes)), meter.matrix.tolist())
+        # Each image is in the share of one process: the others add nothing to its scores.
+        pairs = peers.total(own).cpu().tolist()
+        images = [None if miou < 0 else (miou, accuracy) for miou, accuracy in pairs]
+        return Evaluation(Scores(**meter.scores(parts.data.classes)), meter.matrix.tolist(), images)
 
     return score

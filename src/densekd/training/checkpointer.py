@@ -29,6 +29,7 @@ class Position:
         last: scores of the newest one.
         evaluations: `step`, `miou` and `pixel_accuracy` of every evaluation, in order.
         confusion: `step` and `matrix` of the newest ("final") and of the best evaluation.
+        images: of both `step` and `scores`: mIoU and pixel accuracy of each image, null for one without labels.
     """
 
     taken: int = 0
@@ -36,9 +37,10 @@ class Position:
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
     skipped_steps: int = 0
-    # Checkpoints of earlier versions hold neither of these.
+    # Checkpoints of earlier versions hold none of these.
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Found(NamedTuple):

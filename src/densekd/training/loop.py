@@ -32,10 +32,14 @@ class Progress(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Scores over a split, and the pixels they come from: `matrix[true][predicted]`."""
+    """Scores over a split, and the pixels they come from: `matrix[true][predicted]`.
+
+    `images`: of each image in order its own mIoU and pixel accuracy; None where nothing in it is labelled.
+    """
 
     scores: Scores
     matrix: list[list[int]]
+    images: list[tuple[float, float] | None]
 
 
 Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
@@ -99,17 +103,19 @@ class Loop:
         return position.taken == self.steps or (every is not None and position.taken % every == 0)
 
     def _evaluate(self, position: Position) -> None:
-        scores, matrix = self.evaluated(self.evaluate, position)
+        scores, matrix, images = self.evaluated(self.evaluate, position)
         best = position.best is None or scores.miou > position.best["miou"]
         position.last = scores.model_dump(mode="json")
         counted = {"step": position.taken, "matrix": matrix}
         position.confusion["final"] = counted
+        position.images["final"] = {"step": position.taken, "scores": images}
         position.evaluations.append(
             {"step": position.taken, "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
         )
         if best:
             position.best = {**position.last, "step": position.taken}
             position.confusion["best"] = counted
+            position.images["best"] = position.images["final"]
             # A kill between here and the checkpoint is harmless: the resumed run comes here again with equal bits.
             if self.peers.first:
                 files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
