@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, cache, compare, data, demo, listing, looking, training, tune
+from densekd.cli import bench, cache, compare, data, demo, inspect, listing, looking, training, tune
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
 from densekd.errors import RunError
@@ -47,6 +47,7 @@ app.command("train")(training.train)
 app.command("distill")(training.distill)
 app.command("evaluate")(looking.evaluate)
 app.command("predict")(looking.predict)
+app.command("inspect")(inspect.inspect)
 app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)

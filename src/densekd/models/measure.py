@@ -59,13 +59,13 @@ def measure(network: nn.Module, example: torch.Tensor) -> Measured:
     with preserved(network), torch.no_grad():
         _set_modes(network, False)
         # Plain attention is matrix products, which every version of the counter knows; so are unfused encoder layers.
-        with _plain_attention(), flow, counter:
-            output = _run(network, image)
+        with plain_attention(), flow, counter:
+            output = run_network(network, image)
         flow.arrive(output)
         if flow.dead():
             _set_modes(network, True)
             with flow:
-                output = _run(network, torch.cat([image, image]))
+                output = run_network(network, torch.cat([image, image]))
             flow.arrive(output)
     dead = flow.dead()
     total = sum(parameter.numel() for parameter in network.parameters())
@@ -77,7 +77,12 @@ def measure(network: nn.Module, example: torch.Tensor) -> Measured:
     )
 
 
-def _run(network: nn.Module, images: torch.Tensor) -> Any:
+def run_network(network: nn.Module, images: torch.Tensor) -> Any:
+    """The network's output for `images`.
+
+    Raises:
+        ModelError: it fails on them; its own words are given.
+    """
     try:
         return network(images)
     except Exception as error:
@@ -155,7 +160,8 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
+    """Attention as matrix products, and encoder layers that are not fused: what every version of the counter knows."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
