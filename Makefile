@@ -12,13 +12,14 @@ COMPILED := env -u PYTHONDONTWRITEBYTECODE
 # A test to a core, one thread each: small networks gain nothing from a second.
 PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo check test test-long lint types layers numbers wheel-test clean
+.PHONY: help setup demo check test test-long lint types layers numbers docs docs-serve wheel-test clean
 
 help:
 	@echo "make demo       draw scenes, train a teacher, a student alone and a distilled student (about 5 minutes)"
 	@echo "make check      lint, types, layers, numbers of the docs, fast tests (about 90 s)"
-	@echo "make test       everything of check, the full tests, the wheel in a clean environment (under 12 minutes)"
+	@echo "make test       everything of check, the full tests, the site, the wheel in a clean environment (under 12 minutes)"
 	@echo "make test-long  the slow tests; leaves benchmarks/results/test-long.json"
+	@echo "make docs       the documentation as a site, in build/site (seconds); make docs-serve shows it"
 
 setup: $(READY)
 
@@ -57,7 +58,14 @@ check: $(READY)
 
 test: check
 	$(PYTEST) -m "slow and not long"
-	$(MAKE) wheel-test
+	$(MAKE) --no-print-directory -j2 docs wheel-test
+
+# The variable silences what the theme says of a MkDocs to come.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 wheel-test: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(CLEAN) $(BIN)/python tools/wheel_test.py

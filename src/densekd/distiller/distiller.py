@@ -203,7 +203,7 @@ class Distiller(nn.Module):
         """The unweighted values of the terms called `names` (default: all), with their graphs.
 
         Raises:
-            As `forward`.
+            DensekdError: as `forward`.
             DtypeError, ShapeError: a loss returned no scalar.
         """
         plans = [plan for plan in self._plans if names is None or plan.name in names]

@@ -28,8 +28,8 @@ def channelwise_kl(
 ) -> Tensor:
     r"""Channel-wise distillation: KL divergence between maps normalised over positions.
 
-    With $p = \mathrm{softmax}_i(T_{nci}/\tau)$ and $q = \mathrm{softmax}_i(S_{nci}/\tau)$ over the
-    positions i of one channel c of one image n:
+    With p = softmax_i(T[n,c,i] / tau) and q = softmax_i(S[n,c,i] / tau) over the positions i of one channel c of
+    one image n:
 
         L = tau**2 / (N * C) * sum_{n,c,i} p * (log p - log q)        dL/dS = tau / (N * C) * (q - p)
 

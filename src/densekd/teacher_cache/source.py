@@ -77,7 +77,7 @@ class CachedTeacher:
         """Start reading in other threads; the call that is returned waits for them and gives the maps.
 
         Raises:
-            As `maps`; a damaged map when it is waited for.
+            CacheError, ShapeError, ArgumentError: as `maps`; a damaged map when it is waited for.
         """
         device = self._check(batch)
         pinned = device.type == "cuda"
