@@ -125,6 +125,9 @@ class _Row(Quiet):
     def examining(self, done: int, images: int) -> None:
         self.count("examining the teacher", done, images)
 
+    def looking(self, done: int, total: int) -> None:
+        self.count("keeping pictures", done, total)
+
     def evaluating(self, done: int, images: int) -> None:
         self.count("evaluating", done, images)
 

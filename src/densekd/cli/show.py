@@ -160,6 +160,9 @@ class Watch:
     def examining(self, done: int, images: int) -> None:
         self._advance("examining the teacher", done, images)
 
+    def looking(self, done: int, total: int) -> None:
+        self._advance("keeping pictures", done, total)
+
     def ready(self, readiness: Readiness) -> None:
         for row in readiness.rows():
             self.said("\t".join(_text(value) for value in row.values()))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 from accelerate import Accelerator
 
 from densekd import files
-from densekd.config import Recipe
 from densekd.distiller import Distiller
 from densekd.errors import RunError
 from densekd.models.digest import weights_digest
@@ -26,9 +24,12 @@ from densekd.runs.folder import Run, start_folder
 from densekd.runs.fused import settle_fused
 from densekd.runs.identity import digests
 from densekd.runs.idle import freeze, frozen_words, idle_parameters
+from densekd.runs.kind import Kind as Kind
+from densekd.runs.kind import method_of as method_of
 from densekd.runs.layout import layout_words
 from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
+from densekd.runs.looks import Looking
 from densekd.runs.memory import reset_peak
 from densekd.runs.progress import Quiet
 from densekd.runs.ranks import ElsewhereError, Ranks
@@ -49,15 +50,9 @@ from densekd.training.signals import Interrupted, StopSignals
 from densekd.training.specs import TermSpec
 from densekd.training.stepper import Stepper
 
-Kind = Literal["train", "distill"]
 _NONE = "none"
 _REPEATED = 5.0
 """Seconds within which a launcher hands a signal on that the terminal has sent to every process already."""
-
-
-def method_of(kind: Kind, recipe: Recipe) -> str:
-    """The method a run records: the terms' methods joined by +, or none."""
-    return "none" if kind == "train" else "+".join(dict.fromkeys(term.method for term in recipe.terms))
 
 
 class Execution:
@@ -73,6 +68,7 @@ class Execution:
         self.terms: list[tuple[str, TermSpec]] = []
         self.idle: set[str] = set()
         self.tracking = Tracking(self.recipe, self.folder, self.progress.said, self._say, on=self.ranks.first)
+        self.looking = Looking(parts, progress, self._say, on=self.ranks.first)
 
     def go(self) -> None:
         reset_peak(self.parts.device)
@@ -94,7 +90,9 @@ class Execution:
                 StopSignals(self.progress.said, grace=0.0 if self.ranks.world == 1 else _REPEATED) as signals,
             ):
                 recorder = Recorder(self.folder, record, self.recipe.train.log_every, writes=self.ranks.first)
-                self._train(self._loop(accelerator, objective, recorder, signals))
+                loop = self._loop(accelerator, objective, recorder, signals)
+                position = self._train(loop)
+            self.looking.after(loop, position, self.account.teacher_digest)
 
     def _hold(self, held: ExitStack) -> str:
         """Hold the folder until the run is over; the record that is in it."""
@@ -115,7 +113,7 @@ class Execution:
                 start_folder(self.folder, self.recipe)
         return record
 
-    def _train(self, loop: Loop) -> None:
+    def _train(self, loop: Loop) -> Position:
         recorder = loop.recorder
         position = self._position(loop)
         warnings = self.account.warnings
@@ -147,6 +145,7 @@ class Execution:
         cost = self._cost(recorder)
         recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
         self.tracking.done(self.steps)
+        return position
 
     def _cost(self, recorder: Recorder) -> Cost:
         return self.account.cost(recorder, self.parts.device)
@@ -198,6 +197,7 @@ class Execution:
         self.progress.ready(readiness)
         for line in [*readiness.notices, *readiness.raise_if_failed(self.recipe.preflight.on_problem)]:
             self._say(line)
+        self.looking.before(distiller, network)
         return Distilled(distiller, self.parts.task, self.parts.last), measured
 
     def _read_maps(self, distiller: Distiller) -> None:

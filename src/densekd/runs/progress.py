@@ -45,5 +45,8 @@ class Quiet:
     def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
         """An evaluation ended."""
 
+    def looking(self, done: int, total: int) -> None:
+        """So many of the looks at images that are kept for the page are taken."""
+
     def said(self, line: str) -> None:
         """A line the user must see."""

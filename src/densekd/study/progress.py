@@ -65,6 +65,9 @@ class Relay(Quiet):
     def examining(self, done: int, images: int) -> None:
         self._count("examining", done, images)
 
+    def looking(self, done: int, total: int) -> None:
+        self._count("looking", done, total)
+
     def evaluating(self, done: int, images: int) -> None:
         self._count("evaluating", done, images)
 
