@@ -60,9 +60,9 @@ test: check
 	$(PYTEST) -m "slow and not long"
 	$(MAKE) --no-print-directory -j2 docs wheel-test
 
-# The variable silences what the theme says of a MkDocs to come.
+# The variable silences what the theme says of its own future, nothing of the pages.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
