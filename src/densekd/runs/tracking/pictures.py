@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from densekd.evaluate import autocast, evaluation_mode, spread
 from densekd.inference import Predictor
@@ -29,7 +29,7 @@ class Pictures:
         self.parts = parts
         source = parts.data.val
         self.chosen = {
-            f"pictures/{place} {source.name_of(index)}": index
+            f"pictures/{place}-{source.name_of(index)}": index
             for place, index in enumerate(spread(len(source), count), start=1)
         }
 
@@ -58,9 +58,14 @@ class Pictures:
         )
         with evaluation_mode(network), torch.no_grad(), autocast(parts.device, recipe.runtime.precision):
             (ids,) = predictor.ids(item["image"][None].to(parts.device), [size])
-        palette = parts.data.palette
-        row = [photograph(sample.image), colourise(sample.label, palette), colourise(ids.cpu(), palette)]
+        row = [photograph(sample.image), self._mask(sample.label), self._mask(ids.cpu())]
         return _array(contact_sheet([row], _TITLES, cell_width=_WIDTH))
+
+    def _mask(self, label: Tensor) -> Image.Image:
+        """A label map in the palette, already as wide as it is shown: classes get no colours in between."""
+        height, width = label.shape
+        size = (_WIDTH, max(1, round(height * _WIDTH / width)))
+        return colourise(label, self.parts.data.palette).resize(size, Image.Resampling.NEAREST)
 
 
 def _array(picture: Image.Image) -> np.ndarray:
