@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from densekd import losses as losses
     from densekd.distiller import Distiller as Distiller
     from densekd.distiller import DistillOutput as DistillOutput
+    from densekd.distiller import ForTrainer as ForTrainer
     from densekd.distiller import Term as Term
     from densekd.doctor import Report as Report
     from densekd.doctor import preflight as preflight
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "DistillOutput": "densekd.distiller",
     "Distiller": "densekd.distiller",
+    "ForTrainer": "densekd.distiller",
     "FrozenTeacher": "densekd.teacher",
     "Report": "densekd.doctor",
     "Run": "densekd.runs",

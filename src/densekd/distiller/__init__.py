@@ -7,3 +7,4 @@ from densekd.distiller.output import DistillOutput as DistillOutput
 from densekd.distiller.output import TermValues as TermValues
 from densekd.distiller.plan import TermPlan as TermPlan
 from densekd.distiller.term import Term as Term
+from densekd.distiller.trainer import ForTrainer as ForTrainer
