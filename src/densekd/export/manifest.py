@@ -88,6 +88,7 @@ class Verified(Record):
     undecided: int = Field(
         default=0, description="pixels whose two best classes lie closer together than twice the error; left out"
     )
+    different: int = Field(default=0, description="of these, pixels with another class")
     pixels: int = 0
     images: int = Field(description="real images compared")
     of: str = Field(default="", description="which images")
