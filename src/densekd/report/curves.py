@@ -104,8 +104,10 @@ def lines_chart(title: str, lines: Sequence[Line], note: str, key: str) -> Chart
                 line.steps, line.values, color=SERIES[line.place - 1], marker="o" if line.marked else None, markersize=3
             )
         values = [value for line in lines for value in line.values if math.isfinite(value)]
-        if values and min(values) > 0 and max(values) / min(values) > _SPAN:
+        if key != "learning" and values and min(values) > 0 and max(values) / min(values) > _SPAN:
             logarithmic(axes)
+        else:
+            axes.ticklabel_format(axis="y", style="plain", useOffset=False)
         axes.set_xlabel("step", fontsize=8, color=SOFT)
         axes.margins(x=0.02)
         ends = ", ".join(f"{line.name} from {line.values[0]:.4g} to {line.values[-1]:.4g}" for line in lines)

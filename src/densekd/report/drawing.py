@@ -20,6 +20,8 @@ SERIES = tuple(f"#0400{place:02x}" for place in range(1, 9))
 _NAMES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
     color: f"var(--series-{place})" for place, color in enumerate(SERIES, 1)
 }
+_DECADES = 2.5
+"""Up to so many, a logarithmic axis has marks at 1, 2 and 5; beyond, at 1 alone."""
 _SETTINGS: Any = {
     # Equal numbers give equal pages; letters stay letters, in the page's font; names are names, never formulas.
     "svg.hashsalt": "densekd",
@@ -123,9 +125,13 @@ def thinned(steps: Sequence[float], values: Sequence[float], most: int = 240) ->
 
 def logarithmic(axes: Axes) -> None:
     """A logarithmic vertical axis with plain numbers; matplotlib's own are formulas."""
+    import math
+
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    low, high = axes.get_ylim()
+    few = math.log10(high / low) < _DECADES
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

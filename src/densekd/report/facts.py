@@ -68,7 +68,7 @@ def recipe_body(run: KeptRun) -> Markup:
     if not run.recipe:
         return Markup('<p class="soft">recipe.yaml is not there.</p>')
     terms = run.recipe.get("terms") or []
-    body = part("table", terms_table(terms), "") if terms and run.record.method != "none" else Markup()
+    body = part("table", terms_table({"": terms}), "") if terms and run.record.method != "none" else Markup()
     whole = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100)
     return body + Markup(
         "<details><summary>the whole recipe: running it again gives the same run</summary><pre>{}</pre></details>"
@@ -76,9 +76,11 @@ def recipe_body(run: KeptRun) -> Markup:
     ).format(whole, run.record.recipe_sha256 or NONE)
 
 
-def terms_table(terms: list[Any]) -> Table:
-    """What was distilled, as in a recipe."""
+def terms_table(found: Mapping[str, list[Any]]) -> Table:
+    """What was distilled, as in a recipe: terms by the name of their method; no column for it where that is empty."""
+    named = any(found)
     columns = (
+        *([Column("label")] if named else []),
         Column("method"),
         Column("student"),
         Column("teacher"),
@@ -86,22 +88,22 @@ def terms_table(terms: list[Any]) -> Table:
         Column("options"),
         Column("schedule"),
     )
-    rows = []
-    for term in terms:
-        options = ", ".join(f"{key} {_plain(value)}" for key, value in (term.get("options") or {}).items())
-        warm = f"warm-up {term['warmup_steps']} steps" if term.get("warmup_steps") else ""
-        decay = f"decay {term['decay']}" if term.get("decay") not in (None, "none") else ""
-        rows.append(
-            (
-                Cell(str(term.get("name") or term.get("method"))),
-                text(term.get("student")),
-                text(term.get("teacher")),
-                figure(term.get("weight")),
-                text(options),
-                text(", ".join(filter(None, (warm, decay)))),
-            )
-        )
+    rows = [([Cell(label)] if named else []) + _term_cells(term) for label, terms in found.items() for term in terms]
     return Table("Terms", columns, rows, sortable=False)
+
+
+def _term_cells(term: Mapping[str, Any]) -> list[Cell]:
+    options = ", ".join(f"{key} {_plain(value)}" for key, value in (term.get("options") or {}).items())
+    warm = f"warm-up {term['warmup_steps']} steps" if term.get("warmup_steps") else ""
+    decay = f"decay {term['decay']}" if term.get("decay") not in (None, "none") else ""
+    return [
+        Cell(str(term.get("name") or term.get("method"))),
+        text(term.get("student")),
+        text(term.get("teacher")),
+        figure(term.get("weight")),
+        text(options),
+        text(", ".join(filter(None, (warm, decay)))),
+    ]
 
 
 def cache_table(cache: CacheRecord | None) -> Table | None:

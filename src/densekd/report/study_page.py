@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from densekd.records import Gain, StudyMethod, StudyRecord, StudyScores, StudyTeacher
-from densekd.report.charts import grid
+from densekd.report.charts import Chart, grid
 from densekd.report.checks import notices_body
 from densekd.report.classes import study_classes
 from densekd.report.cost import cost_chart, gain_chart
@@ -35,7 +35,7 @@ def study_page(folder: Path, record: StudyRecord) -> Page:
         Section("gains", "Gains over the student alone", _gains(record)),
         Section("classes", "Classes", _classes(record)),
         *study_sections(folder, runs),
-        Section("cost", "Cost against accuracy", grid([chart for chart in [cost_chart(record)] if chart])),
+        Section("cost", "Cost against accuracy", _drawn(cost_chart(record))),
         Section("curves", "Curves", _curves(record, runs)),
         Section("setting", "Setting", _setting(record)),
         Section("environment", "Environment", part("table", environment_table(record.environment), "")),
@@ -130,6 +130,10 @@ def _interval(gain: Gain | None) -> str:
     return f"{signed(gain.low)} to {signed(gain.high)}"
 
 
+def _drawn(chart: Chart | None) -> Markup:
+    return Markup() if chart is None else part("chart", chart)
+
+
 def _gains(record: StudyRecord) -> Markup:
     """The drawing, and the gain of every seed."""
     alone = next((line for line in record.methods if line.name == ALONE), None)
@@ -178,10 +182,8 @@ def _curves(record: StudyRecord, runs: dict[str, Path]) -> Markup:
 
 
 def _setting(record: StudyRecord) -> Markup:
-    body = Markup()
-    for line in record.methods:
-        if line.terms:
-            body += Markup("<h3>{}</h3>{}").format(line.name, part("table", terms_table(line.terms), ""))
+    terms = {line.name: line.terms for line in record.methods if line.terms}
+    body = part("table", terms_table(terms), "") if terms else Markup()
     plan = record.plan
     rows: list[tuple[str, Any]] = [("command", record.command), ("teacher's sha256", record.teacher.sha256)]
     if plan is not None:

@@ -43,12 +43,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its heading."""
+    """A table; the first cell of a row is its heading.
+
+    Attributes:
+        sortable: its heads are buttons.
+        paired: names with their values: heads would say nothing, and are for those alone who hear the page.
+    """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
     sortable: bool = True
+    paired: bool = False
 
 
 def text(value: object) -> Cell:
@@ -64,4 +70,4 @@ def figure(value: float | None, digits: int = 4) -> Cell:
 def pairs(caption: str, rows: Sequence[tuple[str, object]]) -> Table:
     """Names with their values, in the given order."""
     shown = [(Cell(name), text(value)) for name, value in rows if value is not None and value != ""]
-    return Table(caption, (Column("what"), Column("value")), shown, sortable=False)
+    return Table(caption, (Column("what"), Column("value")), shown, sortable=False, paired=True)
