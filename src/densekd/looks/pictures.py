@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from densekd import files
 from densekd.looks.softened import fitting
 from densekd.pictures import photograph
 
 LONGEST = 480
 """Pixels of the longer side of a picture that is kept."""
+
+
+def packed(pictures: Mapping[str, bytes], tensors: Mapping[str, Tensor] | None = None) -> bytes:
+    """Several small files, by name, as one safetensors file of their bytes, beside plain tensors.
+
+    One file, because each is flushed to disk by itself.
+    """
+    held = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in pictures.items()}
+    return files.tensor_bytes({**held, **(tensors or {})})
+
+
+def unpacked(held: Tensor) -> bytes:
+    """The bytes of one of them."""
+    return held.numpy().tobytes()
 
 
 def photo_file(image: Tensor, longest: int = LONGEST) -> bytes:

@@ -58,7 +58,7 @@ class Answer(Record):
 
 
 class PictureRow(Record):
-    """One image: its files are beside this one; of label maps the pixel values are class ids, void is their number."""
+    """One image: its files are in `pictures.safetensors`; pixels of label maps are class ids, void is their number."""
 
     index: int
     name: str
@@ -118,7 +118,10 @@ class TermMaps(Record):
 
 
 class MapsFile(_File):
-    """`maps.json`: softened maps of teacher and student; the pictures' values are in `maps.safetensors`."""
+    """`maps.json`: softened maps of teacher and student; their planes are in `maps.safetensors`.
+
+    A plane is called `TERM.CHANNEL.NETWORK`, the term by its place.
+    """
 
     split: str = "val"
     rule: str

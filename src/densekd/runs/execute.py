@@ -77,9 +77,18 @@ def distill(
     progress: Quiet | None = None,
     **overrides: Any,
 ) -> Run:
-    """Train the recipe's student under its teacher; arguments, result and errors as of `train`.
+    """Train the recipe's student under its teacher.
 
     A pre-flight comes first: every tap fires, every term acts, the teacher scores what it should.
+
+    Args:
+        recipe, out, seed, resume, force, progress, overrides: as `train`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DensekdError, Interrupted, NonFiniteError: as `train`.
     """
     return _run("distill", recipe, _Options(out, seed, resume, force, progress or Quiet(), overrides))
 

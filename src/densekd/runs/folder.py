@@ -23,7 +23,11 @@ _OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html"}
 
 
 class Run:
-    """A finished, interrupted or running training, by its folder."""
+    """A finished, interrupted or running training, by its folder.
+
+    Attributes:
+        path: of the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,6 +35,9 @@ class Run:
     @classmethod
     def load(cls, path: str | Path) -> Run:
         """Open a run folder.
+
+        Args:
+            path: of the folder.
 
         Raises:
             RunError: the folder is missing or holds no `record.json`.
@@ -46,7 +53,11 @@ class Run:
 
     @property
     def record(self) -> RunRecord:
-        """The run's `record.json`, read now."""
+        """The run's `record.json`, read now.
+
+        Raises:
+            RunError: it is not a record of schema 1.
+        """
         try:
             return RunRecord.model_validate(files.read_json(self.path / "record.json"))
         except ValidationError as error:
@@ -67,7 +78,11 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """`student.safetensors`, the best student alone."""
+        """`student.safetensors`, the best student alone.
+
+        Raises:
+            RunError: not there yet, or missing.
+        """
         path = self.path / "student.safetensors"
         if not path.is_file():
             record = self.record
@@ -81,6 +96,7 @@ class Run:
 
         Raises:
             RunError: the run has not evaluated a student yet.
+            ModelError, CheckpointError: its network cannot be built here, or its weights do not fit it.
         """
         recipe, scores = self.recipe, self.record.best
         if scores is None:
@@ -89,7 +105,7 @@ class Run:
         return build_model(self.student_spec, outputs, notices=[]).eval()
 
     def report(self) -> Path:
-        """Write the run's page, `report.html`, from its record and log; returns its path."""
+        """Write the run's page, `report.html`, from what its folder holds; returns its path."""
         return write_report(self.path, self.record)
 
     @property

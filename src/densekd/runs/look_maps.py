@@ -10,12 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from densekd import files
 from densekd.distiller import Distiller
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.evaluate import autocast, spread
 from densekd.looks.networks import compared, mask_at, middle, padded, tapped
-from densekd.looks.pictures import seen_file
+from densekd.looks.pictures import packed, seen_file
 from densekd.looks.records import MapImage, MapsFile, as_file, as_text
 from densekd.looks.terms import Look, TermLooks, channel_names, look
 from densekd.losses.catalog import loss_options
@@ -175,7 +174,7 @@ class MapLooks:
         return found
 
     def files(self, count: int, titles: Mapping[str, str]) -> dict[str, bytes]:
-        """`maps.json`, `maps.safetensors` and the images that they name, with `count` channels of each term.
+        """`maps.json`, and in `maps.safetensors` what it names, with `count` channels of each term.
 
         Args:
             titles: what the networks are, by key; the teacher's is "teacher".
@@ -201,11 +200,11 @@ class MapLooks:
             record, planes = both.settled(count, f"{place}")
             records.append(record)
             tensors |= planes
-        content = {"maps.safetensors": files.tensor_bytes(tensors)} if tensors else {}
+        photos: dict[str, bytes] = {}
         images, augment = [], self.parts.recipe.data.augment
         for place, index in enumerate(self.indices):
             name = f"map-{place:02}.jpg"
-            content[name] = seen_file(self.photos[index], augment.mean, augment.std)
+            photos[name] = seen_file(self.photos[index], augment.mean, augment.std)
             images.append(MapImage(index=index, name=as_text(self.parts.data.val.name_of(index)), file=name))
         part = "each in one piece" if self.window is None else f"of each the middle {self.window[0]}x{self.window[1]}"
         rule = (
@@ -214,4 +213,4 @@ class MapLooks:
             "where it changed most in that direction"
         )
         whole = MapsFile(rule=rule, networks=dict(titles), images=images, terms=records, notes=self.notes)
-        return {"maps.json": as_file(whole), **content}
+        return {"maps.json": as_file(whole), "maps.safetensors": packed(photos, tensors)}

@@ -14,7 +14,7 @@ from densekd.errors import CheckpointError
 from densekd.evaluate import autocast, spread
 from densekd.inference import Predictor
 from densekd.looks.choice import Choice
-from densekd.looks.pictures import ids_file, photo_file
+from densekd.looks.pictures import ids_file, packed, photo_file
 from densekd.looks.records import Answer, PictureRow, PicturesFile, as_file, as_text
 from densekd.metrics import ConfusionMeter, image_scores
 from densekd.models.digest import weights_digest
@@ -123,7 +123,7 @@ def differing(parts: Parts, one: Answering, other: Answering, watch: Watch) -> d
 def picture_files(
     parts: Parts, choice: Choice, networks: Mapping[str, Answering], notes: list[str], watch: Watch
 ) -> dict[str, bytes]:
-    """`pictures.json` and the files that it names.
+    """`pictures.json`, and in `pictures.safetensors` the files that it names.
 
     Args:
         networks: by the key that begins the names of their files.
@@ -145,7 +145,7 @@ def picture_files(
         rows=rows,
         notes=notes,
     )
-    return {"pictures.json": as_file(record), **content}
+    return {"pictures.json": as_file(record), "pictures.safetensors": packed(content)}
 
 
 def _row(
