@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +16,9 @@ from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, dotted
 
 if TYPE_CHECKING:
-    from densekd.inspection import Inspection
+    from densekd.inspection import Inspection, Subject
+    from densekd.inspection.pair import PairInspection
+    from densekd.inspection.sheet import Sheet
     from densekd.inspection.tree import Node
 
 _DEPTH = 3
@@ -45,26 +50,154 @@ def inspect(
     depth: Annotated[
         int | None, typer.Option("--depth", min=0, help="Levels of modules; default 3 on a terminal, else all.")
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="A picture: also draw a sheet of the channel maps of a tap.")
+    ] = None,
+    tap: Annotated[
+        str | None, typer.Option("--tap", help="With --image: which tap; default the best feature tap.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="With --image: where the sheet goes.")] = Path("inspect.png"),
+    channels: Annotated[int, typer.Option("--channels", min=1, help="With --image: so many channels at most.")] = 35,
+    order: Annotated[
+        str, typer.Option("--order", help="With --image: entropy (the most concentrated first) or index.")
+    ] = "entropy",
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="With --image: of the softmax over the positions of each channel.")
+    ] = 4.0,
+    raw: Annotated[bool, typer.Option("--raw", help="With --image: the values, without a softmax.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --image: replace an existing sheet.")] = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
     """Show a network's modules with shapes, strides and costs, its good taps, and the maps of an image."""
+    from densekd.errors import ArgumentError, RunError
     from densekd.inspection import inspect as look
     from densekd.inspection import open_subject
 
+    if pair:
+        for name, given in (("--image", image), ("--tap", tap), ("--checkpoint", checkpoint), ("--depth", depth)):
+            if given is not None:
+                raise ArgumentError(f"{name} belongs to one network; leave it or --pair out")
+        _pair(model, options, size, classes, quiet, as_json)
+        return
+    if image is None and tap is not None:
+        raise ArgumentError("--tap needs a picture: --image x.png")
+    if image is not None and out.exists() and not force:
+        raise RunError(f"{out}: exists; use --force to replace it or --out for another file")
+    sheet = None
     with Watch() as watch:
+        count = _counter(watch, 2 if image is None else 3, quiet)
         subject = open_subject(model, dotted(options), classes=classes, checkpoint=checkpoint)
-        if not quiet:
-            watch.counting("inspecting", 1, 2)
-        found = look(subject, size)
-        if not quiet:
-            watch.counting("inspecting", 2, 2)
-    _show(found, depth, quiet, as_json)
+        count()
+        if image is None:
+            found = look(subject, size)
+        else:
+            found, sheet = _with_image(subject, image, size, tap, (temperature, raw, order, channels), count)
+        count()
+    if sheet is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.picture.save(out, format="PNG")
+    _show(found, sheet, depth, quiet, as_json)
+    if sheet is not None and not quiet:
+        _tell_sheet(sheet, subject, out)
 
 
-def _show(found: Inspection, depth: int | None, quiet: bool, as_json: bool) -> None:
+def _counter(watch: Watch, total: int, quiet: bool) -> Callable[[], None]:
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if not quiet:
+            watch.counting("inspecting", done, total)
+
+    return count
+
+
+def _with_image(
+    subject: Subject,
+    image: Path,
+    size: tuple[int, int] | None,
+    tap: str | None,
+    how: tuple[float, bool, str, int],
+    count: Callable[[], None],
+) -> tuple[Inspection, Sheet]:
+    """The tree at the image's size, and the sheet."""
+    from densekd.errors import TapError
+    from densekd.inspection import inspect as look
+    from densekd.inspection.good import best_feature
+    from densekd.inspection.sheet import draw_sheet, prepare
+
+    prepared = prepare(subject, image, size)
+    found = look(subject, prepared.size)
+    count()
+    best = best_feature(found.taps)
+    if tap is None and best is None:
+        raise TapError(f"{subject.what}: no feature tap was found; name one with --tap")
+    chosen = tap or (best.tap if best is not None else "")
+    temperature, raw, order, most = how
+    sheet = draw_sheet(subject, prepared, chosen, temperature=temperature, raw=raw, order=order, most=most)
+    return found, replace(sheet, notices=[*prepared.notices, *sheet.notices])
+
+
+def _tell_sheet(sheet: Sheet, subject: Subject, out: Path) -> None:
+    for line in sheet.notices:
+        complain(line)
+    if not subject.trained:
+        complain(
+            "the maps are those of random weights and mean little: give a run folder, or weights with --checkpoint"
+        )
+    complain(f"sheet of {sheet.tap}: {out}")
+
+
+def _pair(
+    recipe: str,
+    overrides: list[str] | None,
+    size: tuple[int, int] | None,
+    classes: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from densekd.config import load_recipe
+    from densekd.inspection.pair import inspect_pair
+
+    found = inspect_pair(load_recipe(recipe, dotted(overrides)), size, classes)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
+    else:
+        table(_pair_rows(found), title=f"{found.student.what} and {found.teacher.what}")
+        sys.stdout.write(f"\n{found.block()}" if found.terms else "")
+    if not quiet:
+        for line in dict.fromkeys(found.notices):
+            complain(line)
+
+
+def _pair_rows(found: PairInspection) -> list[dict[str, Any]]:
+    from densekd.inspection.good import REASONS
+    from densekd.inspection.tree import tap_dict
+
+    rows = []
+    for match in found.matches:
+        role = match.student or match.teacher
+        row: dict[str, Any] = {"what": REASONS[role.role] if role is not None else match.role}
+        for who, tap, of in (("student", match.student, found.student), ("teacher", match.teacher, found.teacher)):
+            row[who] = None if tap is None else tap.tap
+            row[f"{who} map"] = None if tap is None else "x".join(map(str, tap.shape[1:]))
+            row[f"{who} stride"] = None
+            if tap is not None:
+                down, across = (f"{value:.3g}" for value in tap_dict(tap, of.size)["stride"])
+                row[f"{who} stride"] = down if down == across else f"{down}x{across}"
+        rows.append({**row, "between": match.words})
+    return rows
+
+
+def _show(found: Inspection, sheet: Sheet | None, depth: int | None, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        told = found.as_dict()
+        if sheet is not None:
+            told["sheet"] = {"tap": sheet.tap, "shape": list(sheet.shape), "channels": sheet.channels}
+            told["sheet"]["entropy"] = sheet.entropy
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     elif sys.stdout.isatty():
         _draw(found, _DEPTH if depth is None else depth)
     else:
@@ -92,18 +225,15 @@ def _row(node: Node, found: Inspection) -> dict[str, Any]:
         "parameters": node.parameters,
         "share of FLOPs": None if node.share is None else f"{100 * node.share:.1f}%",
         "good tap": "; ".join(_tap_words(node)) or None,
-        "notes": "; ".join(_notes(node)) or None,
+        "notes": "; ".join(node.notes) or None,
     }
 
 
 def _tap_words(node: Node) -> list[str]:
+    """Why a tap here is a good one; with its name where that is not the module's."""
     from densekd.inspection.good import REASONS
 
-    return [f"{tap.tap}: {REASONS[tap.role]}" for tap in node.good]
-
-
-def _notes(node: Node) -> list[str]:
-    return [*node.notes, *([f"{node.dead:,} dead parameters"] if node.dead else [])]
+    return [REASONS[tap.role] if tap.tap == node.module else f"{tap.tap}: {REASONS[tap.role]}" for tap in node.good]
 
 
 def _draw(found: Inspection, depth: int) -> None:
@@ -146,7 +276,7 @@ def _label(node: Node, found: Inspection) -> Any:
         text.append(f"  {100 * node.share:.1f}%", style="not bold")
     for words in _tap_words(node):
         text.append(f"  * {words}", style="not bold green")
-    for words in _notes(node):
+    for words in node.notes:
         text.append(f"  ({words})", style="not bold yellow")
     return text
 

@@ -23,7 +23,7 @@ def find_folder(spec: FolderSpec) -> FoundData:
     root = Path(spec.root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (data.root)")
-    classes = _read_classes(spec, root)
+    classes = class_names(spec)
     if 0 <= spec.ignore_index < len(classes):
         taken = classes[spec.ignore_index]
         raise ConfigError(f"data.ignore_index: {spec.ignore_index} is the id of {taken!r}; choose 255 or another")
@@ -42,9 +42,15 @@ def folder_palette(spec: FolderSpec, classes: tuple[str, ...]) -> tuple[Color, .
     return made_palette(len(classes))
 
 
-def _read_classes(spec: FolderSpec, root: Path) -> tuple[str, ...]:
+def class_names(spec: FolderSpec) -> tuple[str, ...]:
+    """The recipe's classes, else the lines of the folder's `classes.txt`.
+
+    Raises:
+        DataError: neither is there.
+    """
     if spec.classes is not None:
         return spec.classes
+    root = Path(spec.root).expanduser()
     path = root / "classes.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

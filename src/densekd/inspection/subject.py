@@ -101,6 +101,20 @@ def open_subject(
     return Subject(_built(spec, outputs, notices), text, outputs, names, True, notices=notices)
 
 
+def built_from(spec: ModelSpec, outputs: int, what: str, augment: AugmentSpec) -> Subject:
+    """The network of a recipe's `student` or `teacher`, with random weights.
+
+    Args:
+        outputs: channels of its class map.
+        what: how it is called in what is shown.
+        augment: of the recipe.
+    """
+    notices: list[str] = []
+    plain, _ = without_weights(spec)
+    network = _built(plain, outputs, notices)
+    return Subject(network, f"{what} ({spec.model})", outputs, (), False, augment, notices=notices)
+
+
 def without_weights(spec: ModelSpec) -> tuple[ModelSpec, list[str]]:
     """The same network with random weights: no file is read and none is fetched. With lines on what was left out."""
     options = {name: value for name, value in spec.options.items() if name not in WEIGHT_OPTIONS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from densekd.errors import ArgumentError
-from densekd.inspection.good import REASONS, Good, good_taps
+from densekd.inspection.good import REASONS, Good, Names, good_taps
 from densekd.inspection.subject import Size, Subject
 from densekd.inspection.watching import Output, Seen, Watched, stride, watch
 from densekd.models.costs import SIZE
@@ -137,7 +137,7 @@ def tap_dict(tap: Good, image: Size) -> dict[str, Any]:
 
 def _nodes(network: nn.Module, watched: Watched, taps: list[Good]) -> Iterator[Node]:
     dead = _dead(network, watched.measured)
-    makers = _makers(watched)
+    names = Names(watched)
     total = watched.measured.flops
     for name, module in network.named_modules():
         seen = watched.modules[name]
@@ -154,7 +154,7 @@ def _nodes(network: nn.Module, watched: Watched, taps: list[Good]) -> Iterator[N
             share=seen.flops / total if total else None,
             calls=seen.calls,
             good=[tap for tap in taps if tap.module == name],
-            notes=list(_notes(name, module, seen, watched, makers)),
+            notes=[*_notes(name, module, seen, watched, names), *_lost(name, lost, watched.measured)],
         )
 
 
@@ -164,29 +164,27 @@ def _dead(network: nn.Module, measured: Measured) -> set[str]:
     return {name for name in names if any(name == dead or name.startswith(f"{dead}.") for dead in measured.dead_names)}
 
 
-def _makers(watched: Watched) -> Mapping[object, str]:
-    """For every tensor the module that returned it first."""
-    found: dict[object, str] = {watched.entry: "the image"}
-    for name, seen in sorted(watched.modules.items(), key=lambda entry: entry[1].ended):
-        for output in seen.outputs:
-            found.setdefault(output.identity, name)
-    return found
-
-
-def _notes(name: str, module: nn.Module, seen: Seen, watched: Watched, makers: Mapping[object, str]) -> Iterator[str]:
+def _notes(name: str, module: nn.Module, seen: Seen, watched: Watched, names: Names) -> Iterator[str]:
     if seen.calls == 0:
-        inside = any(
-            other.calls for key, other in watched.modules.items() if key.startswith(f"{name}.") and key != name
-        )
+        inside = any(other.calls for key, other in watched.modules.items() if key.startswith(f"{name}."))
         container = type(module).forward is nn.Module.forward or isinstance(module, nn.ModuleList | nn.ModuleDict)
         words = "a container, never called itself: no tap" if container else "never called: no tap"
         yield words if inside or not container else "never called, nor what it holds: no tap"
     elif seen.calls > 1:
         yield f"called {seen.calls} times: no tap; the output of its last call is shown"
-    elif len(seen.outputs) == 1:
-        maker = makers.get(seen.outputs[0].identity, name)
-        if maker != name and name:
-            yield f"the same map as {maker}"
+    elif len(seen.outputs) == 1 and name:
+        identity = seen.outputs[0].identity
+        named = names.of(identity)
+        if identity == watched.entry:
+            yield "the image itself"
+        elif named is not None and named[0] != name:
+            yield f"the same map as {named[0]}"
+
+
+def _lost(name: str, lost: int, measured: Measured) -> list[str]:
+    """Dead parameters, where all of a module are (or the module's own) and for the whole."""
+    own = [dead for dead in measured.dead_names if dead.rpartition(".")[0] == name and name]
+    return [f"{lost:,} dead parameters"] if lost and (not name or name in measured.dead_names or own) else []
 
 
 def shape_words(output: Output) -> str:
