@@ -68,9 +68,14 @@ class ClassMap:
         return [place for place, group in enumerate(self.groups) if not group]
 
     def check(self, student_classes: int, teacher_classes: int) -> None:
-        """Raises:
-        ArgumentError: the map has another number of student classes, or names a teacher class there is not; a
-            student with one logit whose teacher knows one of its two classes alone.
+        """Refuse networks that the map does not fit.
+
+        Args:
+            student_classes, teacher_classes: how many there are.
+
+        Raises:
+            ArgumentError: the map has another number of student classes, or names a teacher class there is not; a
+                student with one logit whose teacher knows one of its two classes alone.
         """
         if self._one_logit(student_classes):
             if len(self.known) < 2:
@@ -94,13 +99,18 @@ class ClassMap:
         return student_classes == 1 and len(self.groups) == 2
 
     def channels(self, student_classes: int) -> int:
-        """Channels of both maps once mapped, of a student with so many: 1, or the classes the teacher knows."""
+        """Channels of both maps once mapped, of a student with so many: 1, or the classes the teacher knows.
+
+        Args:
+            student_classes: how many there are.
+        """
         return 1 if self._one_logit(student_classes) else len(self.known)
 
     def teacher(self, logits: Tensor, student_classes: int | None = None) -> Tensor:
         """`(N, teacher classes, H, W)` -> `(N, known student classes, H, W)`, float32 or better.
 
         Args:
+            logits: of the teacher.
             student_classes: channels of the student's map; 1 for a student with one logit, whose mapped logit
                 `(N, 1, H, W)` is the difference. Default: one for each class.
         """
@@ -115,7 +125,11 @@ class ClassMap:
         return torch.stack(merged, dim=1)
 
     def student(self, logits: Tensor) -> Tensor:
-        """`(N, student classes, H, W)` -> the channels of the classes the teacher knows."""
+        """`(N, student classes, H, W)` -> the channels of the classes the teacher knows.
+
+        Args:
+            logits: of the student.
+        """
         if len(self.known) == len(self.groups):
             return logits
         return torch.stack([logits[:, place] for place in self.known], dim=1)
@@ -124,6 +138,10 @@ class ClassMap:
         """The teacher's logits as a class map of the student's: `(N, student_classes, H, W)`.
 
         A class that the teacher does not know has a logit so low that it is never answered.
+
+        Args:
+            logits: of the teacher.
+            student_classes: how many there are.
         """
         mapped = self.teacher(logits, student_classes)
         if mapped.shape[1] == student_classes:

@@ -52,6 +52,10 @@ class Adapter(nn.Module):
         """`student` `(N, in_channels, h, w)` -> `(N, out_channels, *size)`.
 
         Convolution and resize commute: whichever order convolves fewer positions is taken.
+
+        Args:
+            student: the map, `(N, in_channels, h, w)`.
+            size: height and width of the teacher's map.
         """
         if student.shape[2] * student.shape[3] <= size[0] * size[1]:
             return self._resize(self._project(student), size)

@@ -24,9 +24,11 @@ _RATIO_SLACK = 1.3
 class Layout:
     """The axes of a tapped map.
 
-    `kind` is "NCHW", "NHWC", "NHW" (one channel, no channel axis), or for tokens "NLC" and "NCL"; tokens stand on a
-    grid of one token per `stride` x `stride` pixels, the last row and column kept when they are only partly filled
-    (`round_up`), behind `leading` class or register tokens.
+    Attributes:
+        kind: "NCHW", "NHWC", "NHW" (one channel, no channel axis), or for tokens "NLC" and "NCL".
+        leading: class or register tokens that stand before the grid of the others.
+        stride: pixels from one token to the next, in both directions.
+        round_up: the last row and column of tokens are kept when they are only partly filled.
     """
 
     kind: Kind
@@ -36,6 +38,10 @@ class Layout:
 
     def to_nchw(self, tapped: Tensor, image_size: tuple[int, int]) -> Tensor:
         """The map as `(N, C, H, W)`; nothing is copied where a view will do.
+
+        Args:
+            tapped: the map as the tapped module gave it.
+            image_size: height and width of the images it was made from.
 
         Raises:
             TapError: the map of this step does not fit the layout found in the dry run.
@@ -77,6 +83,11 @@ def find_layout(shape: tuple[int, ...], image_size: tuple[int, int], where: str)
     * 3 axes: exactly the image's height and width: one channel. Otherwise tokens `(N, L, C)`, or `(N, C, L)` where
       only the last axis fits a stride that networks use. L is a grid of the image's own height and width at one
       whole stride, behind as few leading tokens as possible (9 at most: a class token and 8 registers).
+
+    Args:
+        shape: of the map as the tapped module gave it.
+        image_size: height and width of the images it was made from.
+        where: the tap, for the message of an error.
 
     Raises:
         TapError: the shape has no spatial axes, or no grid fits.

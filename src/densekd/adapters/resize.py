@@ -11,6 +11,10 @@ def nearest_resize(values: Tensor, size: tuple[int, int]) -> Tensor:
 
     Position `i` of the result takes position `floor((i + 0.5) * H / h)`: the pixel under the centre of the cell,
     which agrees with a bilinear resize that does not align corners.
+
+    Args:
+        values: labels or a mask.
+        size: height and width of the map.
     """
     height, width = values.shape[-2:]
     if (height, width) == tuple(size):

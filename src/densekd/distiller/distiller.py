@@ -148,6 +148,9 @@ class Distiller(nn.Module):
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the weights of some terms. A term at weight 0 is not computed; with none left the teacher rests.
 
+        Args:
+            weights: by term; a term that is not named keeps its own.
+
         Raises:
             ArgumentError: an unknown term, or a weight that is negative or not finite.
         """
@@ -201,6 +204,11 @@ class Distiller(nn.Module):
         names: Sequence[str] | None = None,
     ) -> TermValues:
         """The unweighted values of the terms called `names` (default: all), with their graphs.
+
+        Args:
+            batch: the arguments of both networks.
+            labels, valid: as `forward`.
+            names: the terms that are computed.
 
         Raises:
             DensekdError: as `forward`.
@@ -274,7 +282,11 @@ class Distiller(nn.Module):
         return main
 
     def train(self, mode: bool = True) -> Distiller:
-        """Training mode of student and adapters; the teacher stays in evaluation mode."""
+        """Training mode of student and adapters; the teacher stays in evaluation mode.
+
+        Args:
+            mode: of the student and the adapters.
+        """
         super().train(mode)
         call(self._source, "train", False)
         return self

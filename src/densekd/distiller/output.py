@@ -10,9 +10,10 @@ from torch import Tensor
 class DistillOutput(NamedTuple):
     """What one forward pass gives.
 
-    * `student`: the student's own output, untouched.
-    * `loss`: the weighted sum of the terms, a scalar in float32 or better.
-    * `parts`: `{term name: weighted value}`, detached, in the order of the terms; 0 for a term at weight 0.
+    Attributes:
+        student: the student's own output, untouched.
+        loss: the weighted sum of the terms, a scalar in float32 or better.
+        parts: `{term name: weighted value}`, detached, in the order of the terms; 0 for a term at weight 0.
     """
 
     student: Any
@@ -21,7 +22,12 @@ class DistillOutput(NamedTuple):
 
 
 class TermValues(NamedTuple):
-    """The student's own output and the unweighted value of each term asked for, with its graph."""
+    """The student's own output and the terms before they are weighted.
+
+    Attributes:
+        student: the student's own output, untouched.
+        values: the unweighted value of each term asked for, with its graph.
+    """
 
     student: Any
     values: dict[str, Tensor]

@@ -31,10 +31,14 @@ class Side:
 
 @dataclass(frozen=True)
 class TermPlan:
-    """What a term does in every step; its adapter and loss are the module `key` of `distiller.adapters`.
+    """What a term does in every step, as the dry run found it.
 
-    `student.shape` and `teacher.shape` are those of the dry run as (N, C, H, W), before the class map; with
-    `by_class` the class map applies.
+    Attributes:
+        name: the term's.
+        key: its adapter and loss are this module of `distiller.adapters`.
+        student, teacher: tap, layout and shape on each side; `shape` is (N, C, H, W) before the class map.
+        by_class: the class map applies.
+        needs_labels: the loss is given the labels.
     """
 
     name: str

@@ -12,12 +12,16 @@ from densekd.errors import DensekdError
 class TermRow:
     """One term on the pre-flight batch.
 
-    * `student_shape`, `teacher_shape`: the tapped maps as (N, C, H, W), before the adapter.
-    * `value`: the weighted value; None where it was not computed.
-    * `gradient_norm`: Euclidean norm of the weighted term's gradient at the student's trainable parameters.
-    * `ratio`: that norm over the task's, both at the parameters that both reach; None where the task has none.
-    * `proposed_weight`: the weight at which `ratio` would be 1 (two digits); with several terms, each by itself.
-    * `problem`: why the term is not in order, or None.
+    Attributes:
+        name: the term's.
+        student_tap, teacher_tap: what it reads.
+        student_shape, teacher_shape: the tapped maps as (N, C, H, W), before the adapter.
+        weight: the term's, now.
+        value: the weighted value; None where it was not computed.
+        gradient_norm: Euclidean norm of the weighted term's gradient at the student's trainable parameters.
+        ratio: that norm over the task's, both at the parameters that both reach; None where the task has none.
+        proposed_weight: the weight at which `ratio` would be 1 (two digits); with several terms, each by itself.
+        problem: why the term is not in order, or None.
     """
 
     name: str
@@ -41,8 +45,12 @@ class TermRow:
 class Report:
     """The result of `densekd.preflight`.
 
-    `problems` must be put right before training; `notices` are worth knowing. `task_value` and `task_gradient_norm`
-    are the task's loss and the norm of its gradient at the student's trainable parameters.
+    Attributes:
+        terms: a row for each term.
+        problems: what must be put right before training.
+        notices: what is worth knowing.
+        task_value: the task's loss.
+        task_gradient_norm: norm of its gradient at the student's trainable parameters.
     """
 
     terms: list[TermRow] = field(default_factory=list)
@@ -78,8 +86,10 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
     def raise_if_failed(self) -> None:
-        """Raises:
-        DensekdError: with every problem, if there is one.
+        """Let nothing go on that the pre-flight stands against.
+
+        Raises:
+            DensekdError: with every problem, if there is one.
         """
         if self.problems:
             raise DensekdError("the pre-flight failed: " + "; ".join(self.problems))

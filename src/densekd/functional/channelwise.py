@@ -98,9 +98,21 @@ def channelwise_mse(
 
         L = tau**2 / (N * C) * sum_{n,c,i} (softmax_i(S/tau) - softmax_i(T/tau))**2
 
-    Arguments, masking, reductions (denominator N * C) and errors are those of `channelwise_kl`, without a
-    backend. At most 2 * tau**2 per row and about 1/P of that for even maps: it needs a far larger weight
-    than the KL.
+    At most 2 * tau**2 per row and about 1/P of that for even maps: it needs a far larger weight than the KL.
+
+    Args:
+        student: (N, C, *spatial), any float type and memory format.
+        teacher: the same shape; gets no gradient.
+        temperature: tau.
+        mask: bool (N, *spatial), as in `channelwise_kl`.
+        reduction: "mean" divides by N * C, masked or not; "sum" by nothing; "none" returns (N, C).
+            All three carry tau**2.
+
+    Returns:
+        float32, or float64 where an input is float64.
+
+    Raises:
+        ShapeError, DtypeError, ArgumentError: as `channelwise_kl`.
 
     Source: irfanICMLL/TorchDistiller, `CriterionCWD` with divergence "mse", which always uses tau = 1.
     """

@@ -96,7 +96,19 @@ def pixelwise_mse(
 
         L = tau**2 / (N * P) * sum_{n,i,c} (softmax_c(S/tau) - softmax_c(T/tau))**2
 
-    Arguments, masking, reductions (denominator: valid positions) and errors are those of `pixelwise_kl`.
+    Args:
+        student: (N, C, *spatial) class logits, C >= 2, any float type and memory format.
+        teacher: the same shape; gets no gradient.
+        temperature: tau.
+        mask: bool (N, *spatial), True where a position counts. Nothing valid: a zero that still back-propagates.
+        reduction: "mean" divides by the number of valid positions (N * P without a mask); "sum" by nothing; "none"
+            returns (N, *spatial), zero in void positions. All three carry tau**2.
+
+    Returns:
+        float32, or float64 where an input is float64.
+
+    Raises:
+        ShapeError, DtypeError, ArgumentError: as `pixelwise_kl`.
     """
     tau = _check(student, teacher, temperature, mask, reduction)
     maps = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 class Adversary:
     """A network that plays against the student, and how the training loop trains it.
 
-    * `network`: has its own optimiser and is never part of `distiller.parameters()`.
-    * `loss`: its loss on the maps of the last forward pass, which it sees detached: a scalar to minimise.
-    * `lr`, `betas`: of its Adam; the rate follows the schedule of the run.
+    Attributes:
+        network: has its own optimiser and is never part of `distiller.parameters()`.
+        loss: its loss on the maps of the last forward pass, which it sees detached: a scalar to minimise.
+        lr, betas: of its Adam; the rate follows the schedule of the run.
     """
 
     network: nn.Module
@@ -49,7 +50,13 @@ class DistillationLoss(nn.Module):
     default_weight: ClassVar[float] = 1.0
 
     def bind(self, student_shape: torch.Size, teacher_shape: torch.Size, num_classes: int | None) -> None:
-        """Called once, before training, with the shapes of the adapted maps, to build what depends on them."""
+        """Called once, before training, with the shapes of the adapted maps, to build what depends on them.
+
+        Args:
+            student_shape: of the student's map, adapted.
+            teacher_shape: of the teacher's map.
+            num_classes: of the labels; None where nobody knows.
+        """
 
     def adversary(self) -> Adversary | None:
         """A network that plays against the student, with its own loss and optimiser; most losses have none."""
@@ -62,5 +69,12 @@ class DistillationLoss(nn.Module):
         labels: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """A scalar, float32 or better, zero where the student has nothing to learn."""
+        """A scalar, float32 or better, zero where the student has nothing to learn.
+
+        Args:
+            student_map: `(N, C, *spatial)`, adapted to the teacher's.
+            teacher_map: `(N, C, *spatial)`; it carries no gradient.
+            labels: integers `(N, *spatial)` at the size of the maps, where `needs` has them.
+            mask: bool `(N, *spatial)`, True where a position counts; None: everywhere.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define forward")

@@ -17,6 +17,9 @@ class ChannelWise(DistillationLoss):
     Args:
         temperature: of the softmax over positions.
         divergence: "kl", the method itself, or "mse", its ablation (`densekd.functional.channelwise_mse`).
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "channelwise"

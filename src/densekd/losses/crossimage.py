@@ -46,6 +46,9 @@ class CrossImage(DistillationLoss):
         pixels_per_class: pixels that each class of each image gives to its queue in a step.
         ignore_index: the label that means no class.
         num_classes: classes of the labels; default what `bind` is told.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "crossimage"
@@ -90,6 +93,11 @@ class CrossImage(DistillationLoss):
 
     def bind(self, student_shape: Size, teacher_shape: Size, num_classes: int | None) -> None:
         """Build queues and projector; without memory there is nothing to build.
+
+        Args:
+            student_shape: of the student's map, adapted.
+            teacher_shape: of the teacher's map.
+            num_classes: of the labels; None where nobody knows.
 
         Raises:
             ArgumentError: the number of classes is unknown or below 2, or not the one given before; queues that do

@@ -21,6 +21,9 @@ class Decoupled(DistillationLoss):
         temperature: of the softmax over classes.
         ignore_index: the label of void.
         standardize: bring every pixel's logits to mean 0 and standard deviation 1 first.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "decoupled"

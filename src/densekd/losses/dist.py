@@ -19,6 +19,9 @@ class Dist(DistillationLoss):
         beta: weight of the correlations between the classes of a position.
         gamma: weight of the correlations between the positions of a class.
         standardize: bring every pixel's logits to mean 0 and standard deviation 1 first.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "dist"

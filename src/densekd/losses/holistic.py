@@ -41,6 +41,9 @@ class Holistic(DistillationLoss):
         penalty: weight of the gradient penalty in "wgan-gp".
         lr, beta1, beta2: of D's Adam.
         width: channels of D's first layer; its last has 8 times as many; 1 to 1024.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "holistic"
@@ -72,7 +75,13 @@ class Holistic(DistillationLoss):
         self._seen = None
 
     def bind(self, student_shape: Size, teacher_shape: Size, num_classes: int | None) -> None:
-        """Build the discriminator for maps of as many channels as the teacher's."""
+        """Build the discriminator for maps of as many channels as the teacher's.
+
+        Args:
+            student_shape: of the student's map, adapted.
+            teacher_shape: of the teacher's map.
+            num_classes: of the labels; None where nobody knows.
+        """
         self._hide(Discriminator(teacher_shape[1], self.width))
         self._seen = None
 

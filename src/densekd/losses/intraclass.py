@@ -19,6 +19,9 @@ class IntraClass(DistillationLoss):
     Args:
         num_classes: classes in the labels; None: what `bind` is told, which the Distiller does.
         ignore_index: the label of void.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "intraclass"

@@ -17,6 +17,9 @@ class LocalAffinity(DistillationLoss):
 
     Args:
         normalize: bring the features of every position to length 1 first; else they are compared in their own size.
+
+    Raises:
+        DtypeError: `normalize` is not a bool.
     """
 
     name: ClassVar[str] = "local"

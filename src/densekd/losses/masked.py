@@ -42,6 +42,9 @@ class MaskedGenerative(DistillationLoss):
     Args:
         mask_ratio: part of the positions that is hidden, from 0 to below 1.
         hidden: channels between the two convolutions; default: those of the teacher's map.
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "masked"

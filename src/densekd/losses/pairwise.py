@@ -17,6 +17,9 @@ class PairWise(DistillationLoss):
     Args:
         pool: side of the cells over which the maps are max-pooled first, in positions or (below 1) as a fraction of the
             map; 1 or None: every position is a node.
+
+    Raises:
+        ArgumentError: a pool that cannot be.
     """
 
     name: ClassVar[str] = "pairwise"

@@ -19,6 +19,9 @@ class PixelWise(DistillationLoss):
         temperature: of the softmax over classes.
         standardize: bring every pixel's logits to mean 0 and standard deviation 1 first (only with "kl").
         divergence: "kl", the method itself, or "mse", its ablation (`densekd.functional.pixelwise_mse`).
+
+    Raises:
+        ArgumentError, DtypeError: an option that cannot be, by its value or its type.
     """
 
     name: ClassVar[str] = "pixelwise"

@@ -14,5 +14,9 @@ class Record(BaseModel):
 
 
 def dump(record: BaseModel) -> dict[str, Any]:
-    """The record as plain JSON values, with its public key names."""
+    """The record as plain JSON values, with its public key names.
+
+    Args:
+        record: one of these models.
+    """
     return record.model_dump(mode="json", by_alias=True)

@@ -10,6 +10,8 @@ from densekd.records.base import Record
 
 
 class BenchCase(Record):
+    """One measurement: a variant of a case."""
+
     name: str
     variant: str
     median_seconds: float

@@ -21,10 +21,14 @@ class Scores(Record):
 
 
 class BestScores(Scores):
+    """Scores of the best evaluation on `val`."""
+
     step: int
 
 
 class Cost(Record):
+    """What a training cost."""
+
     seconds_per_step: float | None = Field(default=None, description="median over the steps after warm-up")
     teacher_seconds_per_step: float | None = None
     data_wait: float | None = Field(default=None, description="share of the steps' time spent waiting for images")
@@ -37,12 +41,16 @@ class Cost(Record):
 
 
 class NetworkCost(Record):
+    """The size of a network."""
+
     parameters: int = Field(description="live parameters: used in the forward pass")
     dead_parameters: int = 0
     flops: int | None = Field(default=None, description="floating-point operations of one image of the run's size")
 
 
 class TeacherCost(NetworkCost):
+    """The size of the teacher, its own score and its fast copy."""
+
     miou: float | None = None
     sha256: str = Field(default="", description="of its weights: names, types, shapes and bytes")
     engine: dict[str, Any] | None = Field(

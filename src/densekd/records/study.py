@@ -20,12 +20,16 @@ class Gain(Record):
 
 
 class StudyScores(Record):
+    """Scores of a method over its seeds."""
+
     miou: list[float]
     mean: float
     sd: float
 
 
 class StudyCost(Record):
+    """What the runs of a method cost: median seconds per step, the largest memory, mean seconds in total."""
+
     seconds_per_step: float | None = None
     peak_memory_bytes: int | None = None
     extra_parameters: int = 0
@@ -41,6 +45,8 @@ class StudyFailure(Record):
 
 
 class StudyMethod(Record):
+    """One line of a comparison."""
+
     name: str
     where: str = Field(description="logits, features, logits+features, or - for the student alone")
     seeds: list[int] = Field(description="of the finished runs; lists of scores have this order")

@@ -21,7 +21,13 @@ _CLASS_MAPS = ("logits", "output")
 
 @dataclass(frozen=True)
 class Method:
-    """One line of a comparison: its label, where it distils (`-`: the student alone), and its terms."""
+    """One line of a comparison.
+
+    Attributes:
+        name: its label.
+        where: it distils "logits", "features" or "logits+features"; "-": the student alone.
+        terms: as in a recipe; none: the student alone.
+    """
 
     name: str
     where: str = "-"

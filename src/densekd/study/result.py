@@ -10,13 +10,14 @@ from typing import Any
 from densekd import files
 from densekd.errors import DensekdError
 from densekd.records import StudyRecord, dump
+from densekd.report import REPORT, write_study_report
 from densekd.runs import Run
 from densekd.study.figures import FIGURES, write_figures
 from densekd.study.tables import class_rows, classes_csv, study_rows, table_csv
 
 STUDY = "study.json"
 _TABLES = {"table.csv": table_csv, "classes.csv": classes_csv}
-DRAWN = (*_TABLES, *FIGURES)
+DRAWN = (*_TABLES, *FIGURES, REPORT)
 """Files made from the record."""
 
 
@@ -28,7 +29,13 @@ class RunsFailedError(DensekdError, RuntimeError):
 
 @dataclass(frozen=True)
 class Study:
-    """A finished comparison: its folder, its record, and the finished runs by method and seed."""
+    """A finished comparison.
+
+    Attributes:
+        path: of its folder.
+        record: its `study.json`.
+        runs: the finished runs, by method and seed.
+    """
 
     path: Path
     record: StudyRecord
@@ -45,8 +52,10 @@ class Study:
         ]
 
     def raise_if_failed(self) -> None:
-        """Raises:
-        RunsFailedError: some runs failed; the message names them.
+        """Let nobody take the rest for the whole.
+
+        Raises:
+            RunsFailedError: some runs failed; the message names them.
         """
         if self.failures:
             total = len(self.failures) + sum(len(line.seeds) for line in self.record.methods)
@@ -68,3 +77,7 @@ class Study:
         path = self.path / STUDY
         files.write_json(path, dump(self.record))
         return path
+
+    def report(self) -> Path:
+        """Write the study's page, `report.html`, from its record and its runs; returns its path."""
+        return write_study_report(self.path, self.record)

@@ -31,6 +31,9 @@ def main_output(output: Any) -> Tensor:
     Understood: a tensor; `{"out": ...}` (torchvision); a mapping or object with `logits` (transformers); a tuple
     or list whose first item is a tensor.
 
+    Args:
+        output: what a network returned.
+
     Raises:
         TapError: when no tensor can be told to be the main one.
     """
@@ -56,6 +59,9 @@ def holds_class_map(output: Any) -> bool:
     """Whether the main tensor is a class map `(N, K, H, W)`, not the first of a list of feature maps.
 
     A list or tuple whose 4-D tensors differ in channels is a pyramid of features (a backbone's output).
+
+    Args:
+        output: what a network returned.
     """
     if isinstance(output, Sequence) and not hasattr(output, "logits"):
         channels = {item.shape[1] for item in output if isinstance(item, Tensor) and item.dim() == 4}

@@ -40,6 +40,11 @@ def is_compiled(module: nn.Module) -> bool:
 def find_module(network: nn.Module, path: str, who: str = "network") -> nn.Module:
     """The module at a dotted path, refusing what hooks cannot read.
 
+    Args:
+        network: where to look.
+        path: dotted, as `named_modules()` gives it.
+        who: "student" or "teacher", for messages.
+
     Raises:
         TapError: no such module (with near names), or one that lies in a compiled or scripted module.
     """
@@ -102,6 +107,9 @@ def logits_candidate(network: nn.Module) -> tuple[str, str] | None:
     * `backbone` and `classifier`: `classifier` (torchvision)
     * `decode_head.classifier` (transformers), `decode_head.conv_seg` (mmsegmentation) and the like
     * a wrapper with a single child is looked through
+
+    Args:
+        network: where to look.
     """
     head = getattr(network, "segmentation_head", None)
     if isinstance(head, nn.Sequential):

@@ -98,6 +98,11 @@ class TapReader:
     ) -> tuple[Any, dict[str, Tensor]]:
         """One forward pass: the network's own output, untouched, and the map of every tap (or of `taps`).
 
+        Args:
+            network: the one whose modules have the hooks, or what wraps it.
+            args, kwargs: its arguments.
+            taps: those to give; default: all.
+
         Raises:
             TapError: the reader is closed; a tap never fired, fired more than once, or gave no tensor.
         """
@@ -108,7 +113,15 @@ class TapReader:
     def run_raw(
         self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, dict[str, list[Any]]]:
-        """One forward pass: the network's own output and, by path, everything the hooks saw."""
+        """One forward pass: the network's own output and, by path, everything the hooks saw.
+
+        Args:
+            network: the one whose modules have the hooks, or what wraps it.
+            args, kwargs: its arguments.
+
+        Raises:
+            TapError: the reader is closed.
+        """
         if self._closed:
             raise TapError(f"the hooks of the {self.who} were removed by close(); build a new Distiller")
         store = self.store
@@ -123,6 +136,10 @@ class TapReader:
 
     def pick(self, tap: str, output: Any, raw: Mapping[str, list[Any]]) -> Tensor:
         """The map of one tap from what `run_raw` returned.
+
+        Args:
+            tap: one of the reader's.
+            output, raw: what `run_raw` returned.
 
         Raises:
             TapError: as `run`.

@@ -35,14 +35,22 @@ class LiveTeacher:
         freeze(network)
 
     def maps(self, batch: Batch) -> dict[str, Tensor]:
-        """The tapped maps of one forward pass under `no_grad`, always in evaluation mode."""
+        """The tapped maps of one forward pass under `no_grad`, always in evaluation mode.
+
+        Args:
+            batch: what the network gets.
+        """
         if self.network.training:
             self.network.eval()
         with torch.no_grad():
             return self.reader.run(self.network, batch.args, batch.kwargs)[1]
 
     def train(self, mode: bool = True) -> LiveTeacher:
-        """Stays in evaluation mode, whatever `mode` says."""
+        """Stays in evaluation mode, whatever `mode` says.
+
+        Args:
+            mode: without effect.
+        """
         self.network.eval()
         return self
 

@@ -13,8 +13,10 @@ from densekd.errors import ArgumentError
 class Batch(NamedTuple):
     """The arguments of one forward pass, as the networks get them.
 
-    `samples`: int64 `(N, 2)`, for each image which view of which image of the data set it is (view, index); a source
-    that has stored its maps looks them up by it. None where nobody says; the networks never get it.
+    Attributes:
+        args, kwargs: positional and by keyword.
+        samples: int64 `(N, 2)`, for each image which view of which image of the data set it is (view, index); a source
+            that has stored its maps looks them up by it. None where nobody says; the networks never get it.
     """
 
     args: tuple[Any, ...]
@@ -38,7 +40,11 @@ class Batch(NamedTuple):
         return images
 
     def with_images(self, images: Tensor) -> Batch:
-        """The same arguments with other images."""
+        """The same arguments with other images.
+
+        Args:
+            images: `(N, C, H, W)`.
+        """
         if self.args:
             return self._replace(args=(images, *self.args[1:]))
         return self._replace(kwargs={**self.kwargs, "pixel_values": images})
@@ -87,5 +93,9 @@ class TeacherSource(Protocol):
     """
 
     def maps(self, batch: Batch) -> Mapping[str, Tensor]:
-        """`{tap: map}` for one batch; the maps carry no gradient."""
+        """`{tap: map}` for one batch; the maps carry no gradient.
+
+        Args:
+            batch: what the networks get.
+        """
         ...

@@ -42,7 +42,11 @@ def claim(folder: Path, rank: int, world: int) -> ExitStack:
 
 
 def is_building(folder: Path) -> bool:
-    """Whether some process is building the set in `folder` now; nothing is changed."""
+    """Whether some process is building the set in `folder` now; nothing is changed.
+
+    Args:
+        folder: the set's own.
+    """
     for path in folder.glob(".world-*.lock"):
         lock = try_lock(path)
         if lock is None:

@@ -53,7 +53,11 @@ class Header:
         return self.views * self.images
 
     def raw_bytes(self, samples: int) -> int:
-        """Bytes of the maps of so many samples in float32."""
+        """Bytes of the maps of so many samples in float32.
+
+        Args:
+            samples: how many.
+        """
         return samples * sum(4 * math.prod(shape) for shape in self.taps.values())
 
     @property
@@ -104,6 +108,9 @@ def write_header(folder: Path, header: Header) -> None:
 
 def read_header(folder: Path) -> Header:
     """The header of the set in `folder`.
+
+    Args:
+        folder: the set's own.
 
     Raises:
         CacheError: there is no set, or one of another version of the format; the header is damaged.

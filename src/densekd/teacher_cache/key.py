@@ -44,7 +44,11 @@ class CacheKey:
         self.digest = files.sha256(text.encode("ascii"))
 
     def differences(self, other: CacheKey) -> list[str]:
-        """What differs, one line a value: `data.augment.flip: 0.5 there, 0.0 here` (there: `other`)."""
+        """What differs, one line a value: `data.augment.flip: 0.5 there, 0.0 here` (there: `other`).
+
+        Args:
+            other: the key of a set that is there.
+        """
         return differences(self.values, other.values)
 
     def __eq__(self, other: object) -> bool:

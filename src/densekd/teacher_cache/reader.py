@@ -78,6 +78,7 @@ class MapReader:
         """The maps of `samples`, int64 `(N, 2)` of (view, index): float32 `(N, C, H, W)` on the CPU by tap.
 
         Args:
+            samples: of the set.
             taps: those to read; default: all.
 
         Raises:
@@ -98,6 +99,7 @@ class MapReader:
         """Start to read as `read` does; the call that is returned waits, and gives the numbers that are stored.
 
         Args:
+            samples, taps: as `read`.
             pool: threads that read a sample each; None reads before it returns.
             pinned: into memory that a CUDA device reads by itself.
         """
@@ -158,11 +160,19 @@ class MapReader:
         return found
 
     def fingerprint(self, view: int, index: int) -> int:
-        """CRC-32 of what the teacher saw for this sample."""
+        """CRC-32 of what the teacher saw for this sample.
+
+        Args:
+            view, index: which sample.
+        """
         return int(self.fingerprints(torch.tensor([[view, index]]))[0])
 
     def fingerprints(self, samples: Tensor) -> Tensor:
-        """int64 `(N,)`: those of several samples."""
+        """int64 `(N,)`: those of several samples.
+
+        Args:
+            samples: int64 `(N, 2)` of (view, index).
+        """
         rows = [self._where[at] for at in self._places(samples)]
         return torch.tensor([int(self._segments[number].index[row]["fingerprint"]) for number, row in rows])
 

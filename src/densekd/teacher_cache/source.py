@@ -65,6 +65,9 @@ class CachedTeacher:
     def maps(self, batch: Batch) -> dict[str, Tensor]:
         """The stored maps of `batch.samples`.
 
+        Args:
+            batch: with `samples`, (view, index) of each image.
+
         Raises:
             ArgumentError: the batch has no samples, or some that are not stored.
             ShapeError: another number of samples than images; images of another size than those of the set.
@@ -76,6 +79,9 @@ class CachedTeacher:
     def submit(self, batch: Batch) -> Callable[[], dict[str, Tensor]]:
         """Start reading in other threads; the call that is returned waits for them and gives the maps.
 
+        Args:
+            batch: with `samples`, (view, index) of each image.
+
         Raises:
             CacheError, ShapeError, ArgumentError: as `maps`; a damaged map when it is waited for.
         """
@@ -86,6 +92,9 @@ class CachedTeacher:
 
     def example(self, batch: Batch) -> dict[str, Tensor]:
         """Maps for a dry run: those of the batch's samples, or without any the set's first sample for every image.
+
+        Args:
+            batch: of the dry run; it may be without samples.
 
         Raises:
             ShapeError: images of another size than those of the set.
@@ -99,6 +108,10 @@ class CachedTeacher:
 
     def check_seen(self, samples: Tensor, fingerprints: Tensor) -> None:
         """See that the student gets what the teacher saw: `fingerprints` are CRC-32 of the images that are here.
+
+        Args:
+            samples: int64 `(N, 2)` of (view, index).
+            fingerprints: of the images as the student sees them now.
 
         Raises:
             CacheError: they differ; names view and image.

@@ -17,7 +17,11 @@ WHOLE = "set.json"
 
 @dataclass(frozen=True)
 class SoftenedError:
-    """Relative L2 error of the softened maps of one tap, over all samples."""
+    """Relative L2 error of the softened maps of one tap.
+
+    Attributes:
+        mean, max: over all samples.
+    """
 
     mean: float
     max: float

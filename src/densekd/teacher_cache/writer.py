@@ -45,6 +45,7 @@ class MapWriter:
         rank, world: which of how many processes this is.
         class_taps: those of the taps that are the class map; default: `logits` and `output`.
         image_size: `(height, width)` of the images, for a clear error when others are asked about.
+        commit_bytes, commit_seconds: how much is stored, and how long, until it is committed by itself.
 
     Attributes:
         header: what the set holds.
@@ -127,6 +128,8 @@ class MapWriter:
         """Store one sample's maps, `(C, H, W)` for each tap, of any float dtype on any device.
 
         Args:
+            view, index: which sample.
+            maps: by tap.
             fingerprint: CRC-32 of what the teacher saw, kept beside the maps (0..2**32 - 1).
 
         Raises:

@@ -25,7 +25,14 @@ TUNED = "tuned.yaml"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a sweep found: the study of all settings, the best of each method, the recipe that holds them, remarks."""
+    """What a sweep found.
+
+    Attributes:
+        study: the comparison of all settings.
+        chosen: the best of each method.
+        recipe: the file that holds them.
+        remarks: what a reader of the result should know.
+    """
 
     study: Study
     chosen: dict[str, Candidate]
