@@ -11,35 +11,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
+from transformers import EvalPrediction, SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
 import densekd
 from densekd.data.scenes import ScenesSet
 from densekd.losses import ChannelWise
 
 
-class Distilled(torch.nn.Module):
-    """What the Trainer trains. Its `forward` names `pixel_values` and `labels`, so the Trainer hands over both.
-
-    (The Trainer drops inputs that the signature of `forward` does not name; `Distiller.forward` takes any, and names
-    none: given to the Trainer itself, it would lose its images unless `remove_unused_columns=False`.)
-    """
-
-    def __init__(self, distiller: densekd.Distiller) -> None:
-        super().__init__()
-        self.distiller = distiller
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        out = self.distiller(pixel_values=pixel_values)
-        logits = F.interpolate(out.student.logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
-        return {"loss": F.cross_entropy(logits, labels) + out.loss, "logits": out.student.logits}
-
-
-class Scenes(Dataset[dict[str, torch.Tensor]]):
-    """Drawn street scenes under the names that the Trainer passes on."""
+class Scenes(Dataset[dict[str, Any]]):
+    """Drawn street scenes. The Trainer drops `name` by itself: the signature of `ForTrainer.forward` has none."""
 
     def __init__(self, scenes: ScenesSet) -> None:
         self.scenes = scenes
@@ -47,9 +31,9 @@ class Scenes(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.scenes.load(index)
-        return {"pixel_values": image / 255.0, "labels": label}
+        return {"pixel_values": image / 255.0, "labels": label.long(), "name": self.scenes.name_of(index)}
 
 
 def segformer(classes: int, widths: list[int]) -> SegformerForSemanticSegmentation:
@@ -59,8 +43,20 @@ def segformer(classes: int, widths: list[int]) -> SegformerForSemanticSegmentati
     return SegformerForSemanticSegmentation(config)
 
 
-def main(folder: Path, steps: int = 4) -> None:
-    """Train for a few steps; leave the Trainer's checkpoint and the student as transformers saves it."""
+def task_loss(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy at the labels' size: a SegFormer's logits are a quarter of it."""
+    logits = F.interpolate(output.logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels, ignore_index=255)
+
+
+def pixel_accuracy(found: EvalPrediction) -> dict[str, float]:
+    """A metric as the Trainer takes it: of the student's logits, at their own size."""
+    step = found.label_ids.shape[1] // found.predictions.shape[2]
+    return {"pixel_accuracy": float(np.mean(found.predictions.argmax(1) == found.label_ids[:, ::step, ::step]))}
+
+
+def main(folder: Path, steps: int = 4, resume: bool = False) -> None:
+    """Train for a few steps; leave the Trainer's checkpoints and the student as transformers saves it."""
     torch.manual_seed(0)
     scenes = ScenesSet("train", 16, (64, 96), seed=0)
     student = segformer(len(scenes.classes), [8, 8, 16, 16])
@@ -75,12 +71,21 @@ def main(folder: Path, steps: int = 4) -> None:
         max_steps=steps,
         per_device_train_batch_size=4,
         learning_rate=1e-3,
+        lr_scheduler_type="constant",
         logging_steps=1,
-        save_steps=steps,
+        save_steps=2,
         report_to="none",
         disable_tqdm=True,
     )
-    Trainer(model=Distilled(distiller), args=arguments, train_dataset=data).train()
+    trainer = Trainer(
+        model=densekd.ForTrainer(distiller, task_loss),
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=Scenes(ScenesSet("val", 4, (64, 96), seed=0)),
+        compute_metrics=pixel_accuracy,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    print(trainer.evaluate())
     distiller.student.save_pretrained(folder / "student")
     print(f"student: {folder / 'student'}")
 
