@@ -65,6 +65,8 @@ def recipe(root: Path, **changes: Any) -> dict[str, Any]:
             "ema_decay": 0.7,
         },
         "runtime": {"device": "cpu", "threads": 1},
+        # Drawing costs more than these runs.
+        "report": {"page": False, "images": 0, "channels": 0},
         **changes,
     }
 

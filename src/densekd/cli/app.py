@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, cache, compare, data, demo, inspect, listing, looking, training, tune
+from densekd.cli import bench, cache, compare, data, demo, export, inspect, listing, looking, report, training, tune
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
 from densekd.errors import RunError
@@ -48,9 +48,11 @@ app.command("distill")(training.distill)
 app.command("evaluate")(looking.evaluate)
 app.command("predict")(looking.predict)
 app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
+app.command("report")(report.report)
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")

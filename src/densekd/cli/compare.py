@@ -111,3 +111,5 @@ def show(study: Study, quiet: bool) -> None:
     )
     if not quiet:
         complain(f"study: {study.path / 'study.json'}; also table.csv, classes.csv, gain.png, classes.png")
+        if (study.path / "report.html").is_file():
+            complain(f"report: {study.path / 'report.html'}")

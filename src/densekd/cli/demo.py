@@ -46,4 +46,6 @@ def demo(
     table(class_rows(record), title="IoU per class, percent")
     if not quiet:
         complain(f"figure: {result.figure}\nstudy: {result.study.path / 'study.json'}")
+        if (result.study.path / "report.html").is_file():
+            complain(f"report: {result.study.path / 'report.html'}")
         complain(f"{time.monotonic() - begin:.0f} s in all")

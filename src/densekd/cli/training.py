@@ -178,6 +178,8 @@ def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
     if quiet:
         return
     complain(f"student: {run.path / 'student.safetensors'} (best on {record.split})")
+    if (run.path / "report.html").is_file():
+        complain(f"report: {run.path / 'report.html'}")
     published = published_beside(run.recipe, record.method)
     if published is not None:
         complain(published)

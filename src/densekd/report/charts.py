@@ -19,12 +19,14 @@ class Chart:
         svg: the drawing, from `densekd.report.drawing.inline`.
         note: more words after the title.
         legend: names of the lines with the place of their colour, from 1 on; shown where there are several.
+        wide: as wide as the page; on a phone it is moved sideways rather than made too small to read.
     """
 
     title: str
     svg: Markup
     note: str = ""
     legend: Sequence[tuple[str, int]] = ()
+    wide: bool = False
 
 
 def grid(charts: Sequence[Chart]) -> Markup:

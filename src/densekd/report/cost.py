@@ -22,7 +22,7 @@ def cost_chart(record: StudyRecord) -> Chart | None:
         return None
     places = {name: place for place, name in enumerate(_WHERE, 1)}
     used: dict[str, int] = {}
-    with plain_axes(8.2, max(3.2, 0.9 + _ROW * len(shown)), right=2.3) as (figure, axes):
+    with plain_axes(8.2, max(3.0, 0.9 + _ROW * len(shown)), right=2.3) as (figure, axes):
         spots = []
         for line in shown:
             assert line.final is not None
@@ -42,7 +42,7 @@ def cost_chart(record: StudyRecord) -> Chart | None:
         told = "; ".join(f"{name} {y:.1f} at {x:.0f} ms" for y, x, name in sorted(spots, reverse=True))
         drawing = inline(figure, "cost", f"mIoU against the time of a training step: {told}")
     note = "points on val, final weights; lines reach one standard deviation over the seeds to each side"
-    return Chart("mIoU against the time of a training step", drawing, note, list(used.items()))
+    return Chart("mIoU against the time of a training step", drawing, note, list(used.items()), wide=True)
 
 
 def _named(axes: object, spots: Sequence[tuple[float, float, str]], low: float, high: float) -> None:
@@ -103,7 +103,7 @@ def gain_chart(record: StudyRecord) -> Chart | None:
         told = "; ".join(f"{line.name} {signed(_mean(line))}" for line, _ in reversed(shown))
         drawing = inline(figure, "gains", f"Gain over the student alone, paired by seed: {told}")
     note = "diamond: mean; line: its 95% bootstrap interval; dots: the seeds"
-    return Chart("Gain over the student alone, paired by seed", drawing, note)
+    return Chart("Gain over the student alone, paired by seed", drawing, note, wide=True)
 
 
 def _mean(line: StudyMethod) -> float:

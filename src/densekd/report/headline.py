@@ -109,7 +109,7 @@ def _study_notes(
             low, high = line.gain.low, line.gain.high
             told += f"; their mean lies between {signed(low)} and {signed(high)} (95% bootstrap interval"
             told += ", with so few seeds the smallest and the largest gain)" if len(gains) < 4 else ")"
-            if low <= 0 <= high:
+            if low < _SAME and high > -_SAME:
                 told += ". That includes 0: these seeds do not settle whether it helps"
         notes.append(f"{told}.")
     else:

@@ -21,7 +21,7 @@ from densekd.report.looks import study_sections
 from densekd.report.page import Page, part
 from densekd.report.section import Section
 from densekd.report.tables import Cell, Column, Table, pairs, text
-from densekd.report.words import NONE, amount, counted, points, seconds, signed, size
+from densekd.report.words import MINUS, NONE, amount, counted, points, seconds, signed, size
 
 _SHOWN = 3
 """Methods whose classes are shown at once; those of the others unfold."""
@@ -59,51 +59,53 @@ def methods_table(record: StudyRecord) -> Table:
     splits = list(dict.fromkeys(name for line in record.methods for name in line.extra_splits))
     columns = [
         Column("method"),
-        Column("distilled"),
-        Column("seeds", True),
         Column("mIoU", True, "final weights: mean and standard deviation over the seeds"),
         Column("gain", True, "over the student alone, paired by seed"),
         Column("95% interval", help="bootstrap, of the mean gain"),
         Column("gap closed", True, "gain over what the teacher is better than the student alone"),
-        Column("best", True, "the best evaluation of each run, which flatters"),
         *(Column(split, True, "mIoU, final weights") for split in splits),
         Column("a step", True),
         Column("peak memory", True),
+        Column("seeds", True),
+        Column("steps", True),
+        Column("distilled"),
+        Column("best", True, "the best evaluation of each run, which flatters"),
         Column("extra parameters", True, "trained beside the student"),
     ]
     alone = next((line for line in record.methods if line.name == ALONE), None)
     rows = [_teacher_row(record.teacher, splits)]
     rows += [_method_row(line, alone, record.teacher, splits) for line in record.methods]
-    if len({line.steps for line in record.methods}) > 1:
-        columns.insert(3, Column("steps", True))
-        for row, steps in zip(rows, [None, *(line.steps for line in record.methods)], strict=True):
-            row.insert(3, Cell(NONE if steps is None else f"{steps:,}", key=steps))
     return Table("mIoU on val in points; the student with each method", columns, rows)
 
 
 def _teacher_row(teacher: StudyTeacher, splits: list[str]) -> list[Cell]:
     empty = Cell(NONE)
     further = [_scored(teacher.extra_splits.get(split)) for split in splits]
-    return [Cell("teacher"), empty, empty, _scored(teacher.miou), *[empty] * 4, *further, *[empty] * 3]
+    return [Cell("teacher"), _scored(teacher.miou), *[empty] * 3, *further, *[empty] * 7]
 
 
 def _method_row(line: StudyMethod, alone: StudyMethod | None, teacher: StudyTeacher, splits: list[str]) -> list[Cell]:
-    closed = None if alone is None or line.name == ALONE else gap_closed(line, alone, teacher)
     cost = line.cost
     return [
         Cell("student alone" if line.name == ALONE else line.name),
-        text(NONE if line.where == "-" else line.where),
-        Cell(str(len(line.seeds)), key=len(line.seeds)),
         Cell("failed", tone="bad") if line.final is None else _spread(line.final),
         _gain(line.gain),
         Cell(_interval(line.gain)),
-        Cell(NONE if closed is None else f"{100 * closed:.0f} %".replace("-", "\u2212"), key=closed),
-        _spread(line.best),
+        _closed(None if alone is None or line.name == ALONE else gap_closed(line, alone, teacher)),
         *(_spread(line.extra_splits.get(split)) for split in splits),
         Cell(seconds(cost.seconds_per_step), key=cost.seconds_per_step),
         Cell(size(cost.peak_memory_bytes), key=cost.peak_memory_bytes),
+        Cell(str(len(line.seeds)), key=len(line.seeds)),
+        Cell(NONE if line.steps is None else f"{line.steps:,}", key=line.steps),
+        text(NONE if line.where == "-" else line.where),
+        _spread(line.best),
         Cell(f"{cost.extra_parameters:,}", key=cost.extra_parameters),
     ]
+
+
+def _closed(value: float | None) -> Cell:
+    whole = 0 if value is None else round(100 * value)
+    return Cell(NONE if value is None else f"{whole} %".replace("-", MINUS), key=value)
 
 
 def _scored(value: float | None) -> Cell:

@@ -31,6 +31,7 @@ from densekd.runs.length import total_steps
 from densekd.runs.lock import claimed
 from densekd.runs.looks import Looking
 from densekd.runs.memory import reset_peak
+from densekd.runs.page import leave_page
 from densekd.runs.progress import Quiet
 from densekd.runs.ranks import ElsewhereError, Ranks
 from densekd.runs.readiness import check_readiness
@@ -93,6 +94,8 @@ class Execution:
                 loop = self._loop(accelerator, objective, recorder, signals)
                 position = self._train(loop)
             self.looking.after(loop, position, self.account.teacher_digest)
+            if self.recipe.report.page:
+                leave_page(recorder, self.progress.said)
 
     def _hold(self, held: ExitStack) -> str:
         """Hold the folder until the run is over; the record that is in it."""

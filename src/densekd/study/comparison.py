@@ -16,6 +16,7 @@ from densekd.errors import RunError
 from densekd.records import Budget, CacheRecord, StudyFailure, StudyPlan, StudyTeacher, dump
 from densekd.runs import Run
 from densekd.runs.lock import claimed
+from densekd.runs.page import unless_written
 from densekd.study.cache import shared_maps, shared_words
 from densekd.study.check import lengths, lengths_of, open_study, require_ready
 from densekd.study.engine import Settled, settle, settled_words
@@ -94,6 +95,9 @@ class Comparison:
             outcomes = self._run(ready.tasks)
             study = self._summed_up(ready, outcomes, command)
             study.write()
+            line = unless_written(study.report) if self.base.report.page else None
+        if line is not None:
+            self.watch.said(line)
         return study
 
     def _ready(self) -> _Ready:

@@ -1,0 +1,106 @@
+"""Pictures of a page from kept label maps and softened maps: colours, errors, heat."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from densekd.pictures import Color, colourise
+
+SHOWN = 240
+"""Pixels of the longer side that a picture has at least; smaller ones are enlarged, their own pixels visible."""
+WRONG: Color = (213, 62, 30)
+UNLABELLED: Color = (112, 116, 124)
+COLORMAP = "inferno"
+_VOID: Color = (64, 66, 72)
+_FADED = 0.55
+_UNDER = 0.35
+
+
+def photograph(data: bytes) -> Image.Image:
+    """A kept image."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.convert("RGB")
+
+
+def classes_picture(ids: Tensor, palette: Sequence[Color]) -> Image.Image:
+    """Every class in its colour, what has no label in grey."""
+    return colourise(ids, palette, void=_VOID)
+
+
+def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: int) -> Image.Image:
+    """The image in pale grey, red where the answer is wrong, darker grey where nothing is labelled.
+
+    Args:
+        truth, answer: class ids `(h, w)`; `classes` or more stands for no label.
+    """
+    height, width = truth.shape
+    grey = np.asarray(image.convert("L").resize((width, height)), dtype=np.float32)
+    pale = np.repeat((255 - _FADED * (255 - grey))[..., None], 3, axis=2)
+    unlabelled = (truth >= classes).numpy()
+    wrong = (truth != answer).numpy() & ~unlabelled
+    pale[wrong] = WRONG
+    pale[unlabelled] = UNLABELLED
+    return Image.fromarray(np.rint(pale).astype(np.uint8))
+
+
+def share_wrong(truth: Tensor, answer: Tensor, classes: int) -> float | None:
+    """The share of the labelled pixels of a picture where the answer is wrong; None where nothing is labelled."""
+    labelled = truth < classes
+    if not bool(labelled.any()):
+        return None
+    return float(((truth != answer) & labelled).sum() / labelled.sum())
+
+
+def heat_picture(image: Image.Image, plane: Tensor, scale: float) -> Image.Image:
+    """A softened map over the image in grey: dark where it has no share, bright at `scale` times the even share.
+
+    Args:
+        plane: multiples of the even share `(h, w)`.
+        scale: what has the brightest colour; everything above has it too.
+    """
+    full = enlarged(image)
+    values = Image.fromarray((plane.numpy() / max(scale, 1e-12)).astype(np.float32))
+    values = values.resize(full.size, Image.Resampling.BILINEAR)
+    heat = matplotlib.colormaps[COLORMAP](np.asarray(values).clip(0, 1))[..., :3] * 255
+    grey = np.asarray(full.convert("L"), dtype=np.float32)[..., None]
+    return Image.fromarray(np.rint(heat * (1 - _UNDER) + grey * _UNDER).clip(0, 255).astype(np.uint8))
+
+
+def gradient(steps: int = 9) -> str:
+    """The colours of `heat_picture` over middle grey, as stops of a CSS gradient."""
+    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, steps))[:, :3] * 255 * (1 - _UNDER) + 128 * _UNDER
+    return ", ".join(f"rgb({red:.0f} {green:.0f} {blue:.0f})" for red, green, blue in colors)
+
+
+def enlarged(picture: Image.Image, *, smooth: bool = True) -> Image.Image:
+    """A small picture by a whole factor, so that its longer side is `SHOWN` or more."""
+    factor = max(1, -(-SHOWN // max(picture.size)))
+    if factor == 1:
+        return picture
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return picture.resize((picture.width * factor, picture.height * factor), how)
+
+
+def webp(picture: Image.Image, *, lossless: bool) -> bytes:
+    """The picture's file: exact for flat colours, small for photographs."""
+    stream = io.BytesIO()
+    if lossless:
+        picture.save(stream, "WEBP", lossless=True, quality=60, method=4)
+    else:
+        picture.save(stream, "WEBP", quality=78, method=4)
+    return stream.getvalue()
+
+
+def shares(ids: Tensor, classes: Sequence[str]) -> list[tuple[str, float]]:
+    """The classes in a label map with their share of its labelled pixels, largest first."""
+    counts = torch.bincount(ids.flatten().clamp(0, len(classes)), minlength=len(classes) + 1)[: len(classes)]
+    total = int(counts.sum())
+    found = [(classes[place], int(count) / total) for place, count in enumerate(counts.tolist()) if count]
+    return sorted(found, key=lambda entry: -entry[1])

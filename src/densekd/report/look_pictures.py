@@ -1,0 +1,101 @@
+"""Chosen images on a page: image, truth, answers and their errors, under one legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from densekd.looks.pictures import read_ids
+from densekd.looks.records import PictureRow, PicturesFile
+from densekd.report.look_drawing import (
+    UNLABELLED,
+    WRONG,
+    classes_picture,
+    enlarged,
+    errors_picture,
+    photograph,
+    share_wrong,
+    shares,
+    webp,
+)
+from densekd.report.pictures import embedded
+from densekd.report.words import points, share
+
+_NAMED = 5
+_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,10.5rem),1fr));gap:.4rem .8rem"
+_SWATCH = "display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.08em;border:1px solid #8888"
+
+
+def pictures_body(record: PicturesFile, held: Mapping[str, bytes]) -> Markup:
+    """All chosen images.
+
+    Args:
+        record: `pictures.json`.
+        held: the small files that it names.
+    """
+    if not record.rows:
+        return Markup('<p class="soft">No image with labels.</p>')
+    rule = record.rule[:1].upper() + record.rule[1:]
+    body = Markup('<p class="soft">Chosen by rule: {}. mIoU of an image is over the classes in it.</p>').format(rule)
+    body += Markup().join(Markup('<p class="soft">{}.</p>').format(note) for note in record.notes)
+    body += legend(record)
+    return body + Markup().join(_row(record, row, held) for row in record.rows)
+
+
+def legend(record: PicturesFile) -> Markup:
+    """Names and colours of the classes that are in the pictures' data set, and of the error maps."""
+    entries = list(zip(record.classes, record.palette, strict=True))
+    marks = [*entries, ("wrong (in error maps)", WRONG), ("no label (in error maps)", UNLABELLED)]
+    items = [
+        Markup('<span style="white-space:nowrap"><i style="{};background:rgb({} {} {})"></i>{}</span>').format(
+            Markup(_SWATCH), *color, name
+        )
+        for name, color in marks
+    ]
+    holder = Markup('<p class="soft" style="display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;max-width:none">{}</p>')
+    return holder.format(Markup().join(items))
+
+
+def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Markup:
+    """One image: the photograph, the truth and every answer first, then the errors of the answers."""
+    classes, palette = record.classes, [tuple(color) for color in record.palette]
+    image = photograph(held[row.image])
+    truth = read_ids(held[row.truth])
+    smooth, flat = enlarged(image), partial(classes_picture, palette=palette)
+    size = (smooth.width, smooth.height)
+    shown = [
+        _figure(smooth, size, f"Image {row.name}", f"image, {row.width}x{row.height}", photo=True),
+        _figure(flat(truth), size, f"Truth of {row.name}: {_named(truth, classes)}", "truth"),
+    ]
+    errors = []
+    for key, title in record.networks.items():
+        answer = row.answers[key]
+        ids = read_ids(held[answer.file])
+        score = "" if answer.miou is None else f", mIoU {points(answer.miou)}"
+        shown.append(
+            _figure(flat(ids), size, f"Answer of {title} for {row.name}: {_named(ids, classes)}", title + score)
+        )
+        wrong = share_wrong(truth, ids, len(classes))
+        told = "nothing labelled" if wrong is None else f"{share(wrong)} wrong"
+        drawn = errors_picture(image, truth, ids, len(classes))
+        errors.append(_figure(drawn, size, f"Errors of {title} on {row.name}: {told}", f"errors of {title}: {told}"))
+    head = Markup("<h3>{}: {}</h3>").format(row.name, row.why)
+    return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join([*shown, *errors]))
+
+
+def _figure(picture: Image.Image, size: tuple[int, int], alt: str, caption: str, *, photo: bool = False) -> Markup:
+    scaled = picture if picture.size == size else picture.resize(size, Image.Resampling.NEAREST)
+    return embedded(
+        webp(scaled, lossless=not photo), "image/webp", width=size[0], height=size[1], alt=alt, caption=caption
+    )
+
+
+def _named(ids: Tensor, classes: list[str]) -> str:
+    """The largest classes of a label map, for those who do not see it."""
+    found = shares(ids, classes)
+    told = ", ".join(f"{name} {share(part)}" for name, part in found[:_NAMED])
+    return (told or "nothing labelled") + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
