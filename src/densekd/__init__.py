@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from densekd.distiller import Term as Term
     from densekd.doctor import Report as Report
     from densekd.doctor import preflight as preflight
+    from densekd.export import Exported as Exported
+    from densekd.export import Int8Options as Int8Options
+    from densekd.export import export_run as export_run
+    from densekd.export import load_exported as load_exported
     from densekd.runs import Run as Run
     from densekd.runs import distill as distill
     from densekd.runs import train as train
@@ -37,7 +41,9 @@ _NAMES = {
     "DistillOutput": "densekd.distiller",
     "Distiller": "densekd.distiller",
     "ForTrainer": "densekd.distiller",
+    "Exported": "densekd.export",
     "FrozenTeacher": "densekd.teacher",
+    "Int8Options": "densekd.export",
     "Report": "densekd.doctor",
     "Run": "densekd.runs",
     "Study": "densekd.study",
@@ -47,8 +53,10 @@ _NAMES = {
     "Tuned": "densekd.tuning",
     "compare": "densekd.study",
     "distill": "densekd.runs",
+    "export_run": "densekd.export",
     "freeze_teacher": "densekd.teacher",
     "functional": "densekd.functional",
+    "load_exported": "densekd.export",
     "losses": "densekd.losses",
     "preflight": "densekd.doctor",
     "train": "densekd.runs",
