@@ -151,9 +151,9 @@ def test_a_checkpoint_of_lightning_is_gone_on_with(tmp_path: Path) -> None:
         images, labels = torch.rand(4, 3, 64, 96), torch.randint(0, 10, (4, 64, 96))
         student, teacher = example_networks()
         module = example.Distilled(student, teacher, example=images[:2])
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "barebones": False}
+        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = lightning.Trainer(max_steps=3, default_root_dir=tmp_path, enable_checkpointing=False, **options)
-        loader = torch.utils.data.DataLoader([(image, label) for image, label in zip(images, labels)], batch_size=4)
+        loader = torch.utils.data.DataLoader(list(zip(images, labels, strict=True)), batch_size=4)
         trainer.fit(module, loader, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.global_step == 3
     spec = {"path": str(tmp_path / "last.ckpt"), "key": "state_dict", "strip_prefix": "distiller.student."}
