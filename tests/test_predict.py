@@ -132,7 +132,7 @@ class TestResults:
     def test_large_pictures_are_enlarged_in_two_steps(self, run, tmp_path, monkeypatch):
         image, label = blocks(9, 80, 120, cell=20)
         Image.fromarray(image).save(tmp_path / "a.png")
-        monkeypatch.setattr("densekd.predict.student._MOST_VALUES", 4 * 30 * 45)
+        monkeypatch.setattr("densekd.predict.enlarge.MOST_VALUES", 4 * 30 * 45)
         (one,) = predict(run, [tmp_path / "a.png"], tmp_path / "out")
         ids = np.asarray(Image.open(one.mask))
         assert ids.shape == (80, 120)

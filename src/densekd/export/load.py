@@ -12,7 +12,7 @@ def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
     """Open an exported student.
 
     Args:
-        path: a file `.onnx` or `.pt2`.
+        path: a file `.onnx`, `.pt2` or `.safetensors`, or a hub folder.
         device: `cpu` or `cuda`.
         threads: CPU threads of one call; None: what the library takes by itself.
 
@@ -21,11 +21,19 @@ def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
     """
     file = Path(path)
     if not file.exists():
-        raise ExportError(f"{file}: no such file")
+        raise ExportError(f"{file}: no such file or folder")
     if device not in ("cpu", "cuda"):
         raise ExportError(f"device {device!r}: expected cpu or cuda")
     if threads is not None and threads < 1:
         raise ExportError(f"threads: expected 1 or more, got {threads}")
+    if file.is_dir():
+        from densekd.export.hub import open_hub_folder
+
+        return open_hub_folder(file, device, threads)
+    if file.suffix == ".safetensors":
+        from densekd.export.weights import open_weights
+
+        return open_weights(file, device, threads)
     if file.suffix == ".onnx":
         from densekd.export.onnx_file import open_onnx
 
@@ -34,4 +42,4 @@ def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
         from densekd.export.pt2_file import open_pt2
 
         return open_pt2(file, device, threads)
-    raise ExportError(f"{file}: expected a file that ends in .onnx or .pt2")
+    raise ExportError(f"{file}: expected a file that ends in .onnx, .pt2 or .safetensors, or a folder")

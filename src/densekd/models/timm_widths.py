@@ -7,6 +7,7 @@ names of our own that leave the width open; default width and all else are timm'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -45,6 +46,11 @@ _OPEN = {
     "mobilenetv3_small_100": densekd_mobilenetv3_small,
     "mobilenetv3_large_100": densekd_mobilenetv3_large,
 }
+
+
+def open_networks() -> dict[str, Callable[..., Any]]:
+    """The functions above by timm's own names."""
+    return dict(_OPEN)
 
 
 def open_width(reference: str, name: str) -> str:

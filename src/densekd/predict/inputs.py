@@ -41,8 +41,12 @@ def find_images(inputs: Sequence[Path], out: Path, said: Said) -> dict[Path, str
     return kept
 
 
-def require_different(names: Mapping[Path, str]) -> None:
+def require_different(names: Mapping[Path, str], what: str = "{}.png") -> None:
     """Refuse two images whose results would be one file.
+
+    Args:
+        names: of the results, by image.
+        what: the result in words, with `{}` for its name.
 
     Raises:
         DataError: there are two.
@@ -52,7 +56,7 @@ def require_different(names: Mapping[Path, str]) -> None:
         # Some file systems do not tell a from A.
         other = owner.setdefault(name.casefold(), path)
         if other != path:
-            raise DataError(f"{other} and {path} would both become {name}.png; predict them into two folders")
+            raise DataError(f"{other} and {path} would both become {what.format(name)}; predict them into two folders")
 
 
 def _in_folder(folder: Path, out: Path, said: Said) -> dict[Path, str]:

@@ -1,4 +1,4 @@
-"""What is written for one image: its mask, and an overlay with a legend."""
+"""What is written for one image or video: masks, and an overlay with a legend."""
 
 from __future__ import annotations
 
@@ -35,12 +35,43 @@ class Prediction:
 
     def row(self) -> dict[str, str]:
         """A row of a table."""
-        by_size = sorted(self.shares.items(), key=lambda item: -item[1])
         row = {
             "image": str(self.image),
             "size": f"{self.width}x{self.height}",
-            "classes": ", ".join(f"{name} {_percent(share)}" for name, share in by_size),
+            "classes": _by_size(self.shares),
             "mask": str(self.mask),
+        }
+        return row if self.overlay is None else {**row, "overlay": str(self.overlay)}
+
+
+@dataclass(frozen=True)
+class VideoPrediction:
+    """What was written for one video.
+
+    Attributes:
+        video: the file that was read.
+        masks: folder with a PNG for every frame, `000001.png` and on; None where none were asked for.
+        overlay: video of the frames with their colours; None where none was asked for.
+        height, width: of a frame, as it is shown.
+        frames: how many were segmented.
+        shares: of each class that was found, the mean over the frames of its share of the pixels, 0 to 1.
+    """
+
+    video: Path
+    masks: Path | None
+    overlay: Path | None
+    height: int
+    width: int
+    frames: int
+    shares: dict[str, float]
+
+    def row(self) -> dict[str, str]:
+        """A row of a table."""
+        row = {
+            "image": f"{self.video} ({self.frames} frames)",
+            "size": f"{self.width}x{self.height}",
+            "classes": _by_size(self.shares),
+            "mask": "-" if self.masks is None else str(self.masks),
         }
         return row if self.overlay is None else {**row, "overlay": str(self.overlay)}
 
@@ -70,6 +101,10 @@ def overlaid(
         text_size=min(90, max(13, round(label.shape[1] / 45))),
     )
     return stacked([overlay(image, label, palette, alpha), key])
+
+
+def _by_size(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_percent(share)}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _percent(share: float) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
 
 from densekd.config import Recipe, load_recipe
 from densekd.data.find import palette_of
@@ -16,11 +15,11 @@ from densekd.data.transforms import EvalTransform
 from densekd.errors import ConfigError
 from densekd.evaluate import autocast
 from densekd.inference import Predictor
+from densekd.pictures import Palette
+from densekd.predict.enlarge import enlarged, near
 from densekd.runs.folder import Run
 from densekd.tasks.segmentation import SegmentationTask
 
-# Class maps are enlarged to the picture in float32: 2**27 values are half a gigabyte.
-_MOST_VALUES = 2**27
 _READ = "evaluation"
 
 
@@ -44,7 +43,7 @@ class Student:
         best = run.record.best
         assert best is not None  # run.student() has checked it
         self.classes = tuple(best.iou)
-        self.palette = palette_of(self.recipe.data, self.classes)
+        self.palette: Palette = palette_of(self.recipe.data, self.classes)
         data, runtime = self.recipe.data, self.recipe.runtime
         self.transform = EvalTransform(data.augment)
         ignore = data.ignore_index if not isinstance(data, ScenesDataSpec) else 255
@@ -59,27 +58,17 @@ class Student:
             self.network, self.task, self.recipe.evaluation, most=most, channels_last=runtime.channels_last
         )
 
+    def size_of(self, stored: tuple[int, int]) -> Hashable:
+        """Height and width that the recipe brings images of that height and width to."""
+        return self.transform.size_of(stored)
+
     def segment(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Class ids `(H, W)`, int64, of images uint8 `(3, H, W)` that the recipe brings to one size."""
         batch = torch.stack([self.transform(image) for image in images]).to(self.device)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        near = [self._near(*size) for size in sizes]
+        asked = [near(self.task.num_outputs, *size) for size in sizes]
         with torch.inference_mode(), autocast(self.device, self.precision):
-            return list(_enlarged(self.predictor.ids(batch, near), sizes))
-
-    def _near(self, height: int, width: int) -> tuple[int, int]:
-        """The size that class maps are enlarged to: that of the picture, or what the memory allows."""
-        factor = min(1.0, (_MOST_VALUES / (self.task.num_outputs * height * width)) ** 0.5)
-        return max(1, int(height * factor)), max(1, int(width * factor))
-
-
-def _enlarged(found: Iterable[Tensor], sizes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    for ids, size in zip(found, sizes, strict=True):
-        if tuple(ids.shape) == size:
-            yield ids.cpu()
-        else:
-            nearest = functional.InterpolationMode.NEAREST_EXACT
-            yield functional.resize(ids[None].to(torch.int32), list(size), nearest)[0].long().cpu()
+            return list(enlarged(self.predictor.ids(batch, asked), sizes))
 
 
 def _recipe(run: Run, overrides: Mapping[str, Any]) -> Recipe:
