@@ -62,7 +62,7 @@ def legend(record: PicturesFile) -> Markup:
 
 def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Markup:
     """One image: the photograph, the truth and every answer first, then the errors of the answers."""
-    classes, palette = record.classes, [tuple(color) for color in record.palette]
+    classes, palette = record.classes, record.palette
     image = photograph(held[row.image])
     truth = read_ids(held[row.truth])
     smooth, flat = enlarged(image), partial(classes_picture, palette=palette)
