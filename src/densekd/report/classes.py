@@ -40,14 +40,14 @@ def study_classes(record: StudyRecord) -> list[Table]:
 
 def _method_classes(line: StudyMethod, alone: StudyMethod | None, teacher: Ious) -> Table:
     base: Ious = {} if alone is None else alone.iou
-    columns = [Column("class"), *([Column("teacher", True)] if teacher else []), Column("student alone", True)]
-    columns += [Column(f"student + {line.name}", True), Column("gain", True, "paired by seed, mean")]
+    columns = [Column("class"), Column(f"student + {line.name}", True), Column("gain", True, "paired by seed, mean")]
+    columns += [Column("student alone", True), *([Column("teacher", True)] if teacher else [])]
     reach = _reach(line.iou_gain.values())
     rows = []
     for name, value in line.iou.items():
-        row = [Cell(name), *([iou_cell(teacher.get(name), bar=False)] if teacher else [])]
-        row += [iou_cell(base.get(name), bar=False), iou_cell(value), delta_cell(line.iou_gain.get(name), reach)]
-        rows.append(row)
+        row = [Cell(name), iou_cell(value), delta_cell(line.iou_gain.get(name), reach)]
+        row += [iou_cell(base.get(name), bar=False)]
+        rows.append([*row, *([iou_cell(teacher.get(name), bar=False)] if teacher else [])])
     return Table(f"{line.name}: IoU per class in points, final weights, mean over the seeds", columns, rows)
 
 

@@ -98,6 +98,8 @@ def _logged(log: Columns, title: str, names: Sequence[str], note: str) -> Chart 
 
 def lines_chart(title: str, lines: Sequence[Line], note: str, key: str) -> Chart:
     """Curves over the steps in one drawing; logarithmic where they span much."""
+    from matplotlib.ticker import MaxNLocator
+
     with plain_axes(*_SIZE) as (figure, axes):
         for line in lines:
             axes.plot(
@@ -108,6 +110,7 @@ def lines_chart(title: str, lines: Sequence[Line], note: str, key: str) -> Chart
             logarithmic(axes)
         else:
             axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("step", fontsize=8, color=SOFT)
         axes.margins(x=0.02)
         ends = ", ".join(f"{line.name} from {line.values[0]:.4g} to {line.values[-1]:.4g}" for line in lines)

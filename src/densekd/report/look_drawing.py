@@ -58,15 +58,15 @@ def share_wrong(truth: Tensor, answer: Tensor, classes: int) -> float | None:
     return float(((truth != answer) & labelled).sum() / labelled.sum())
 
 
-def heat_picture(image: Image.Image, plane: Tensor, scale: float) -> Image.Image:
-    """A softened map over the image in grey: dark where it has no share, bright at `scale` times the even share.
+def heat_picture(image: Image.Image, plane: Tensor, low: float, high: float) -> Image.Image:
+    """A softened map over the image in grey: dark where a position has a small share, bright where it has a large one.
 
     Args:
         plane: multiples of the even share `(h, w)`.
-        scale: what has the brightest colour; everything above has it too.
+        low, high: what has the darkest and the brightest colour; everything beyond has it too.
     """
     full = enlarged(image)
-    values = Image.fromarray((plane.numpy() / max(scale, 1e-12)).astype(np.float32))
+    values = Image.fromarray(((plane.numpy() - low) / max(high - low, 1e-12)).astype(np.float32))
     values = values.resize(full.size, Image.Resampling.BILINEAR)
     heat = matplotlib.colormaps[COLORMAP](np.asarray(values).clip(0, 1))[..., :3] * 255
     grey = np.asarray(full.convert("L"), dtype=np.float32)[..., None]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from densekd.looks.pictures import unpacked
 from densekd.looks.records import MapsFile, ShownChannel, TermMaps
-from densekd.report.look_drawing import gradient, heat_picture, photograph, webp
+from densekd.report.look_drawing import enlarged, gradient, heat_picture, photograph, webp
 from densekd.report.page import part
 from densekd.report.pictures import embedded
 from densekd.report.tables import Cell, Column, Table
 from densekd.report.words import MINUS, number, share
 
-_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,10.5rem),1fr));gap:.4rem .8rem"
+_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
 _MOST_ROWS = 40
 _TEACHER = "teacher"
 
@@ -36,7 +36,7 @@ def maps_body(record: MapsFile, held: Mapping[str, Tensor]) -> Markup:
         "teacher's; KL, the divergence from the teacher, is what it lowers. Entropy says how spread out a map is, "
         "from 0 (one position has it all) to that of an even map.</p>"
         '<p class="soft">Looked at {}. Networks in evaluation mode. Brightness is the share of a position as a '
-        "multiple of the even share; in each row the scale is the same for all networks.</p>"
+        "multiple of the even share; in each row the colours mean the same for all networks.</p>"
     ).format(record.rule)
     return body + notes + Markup().join(_term(place, term, record, held) for place, term in enumerate(record.terms))
 
@@ -108,10 +108,13 @@ def _channel(place: int, term: TermMaps, shown: ShownChannel, record: MapsFile, 
     seen = record.images[shown.image]
     image = photograph(unpacked(held[seen.file]))
     name = term.channels[shown.channel]
-    figures = []
+    whole = webp(enlarged(image), lossless=False)
+    size = enlarged(image).size
+    alt = f"Image {seen.name}"
+    figures = [embedded(whole, "image/webp", width=size[0], height=size[1], alt=alt, caption="image")]
     for key in (_TEACHER, *term.kl):
         title = record.networks[key]
-        drawn = heat_picture(image, held[f"{place}.{shown.channel}.{key}"], shown.scale)
+        drawn = heat_picture(image, held[f"{place}.{shown.channel}.{key}"], shown.low, shown.high)
         numbers = f"entropy {number(shown.entropy[key], 4)}"
         if key in shown.kl:
             numbers += f", KL {number(shown.kl[key], 3)}"
@@ -133,9 +136,9 @@ def _channel(place: int, term: TermMaps, shown: ShownChannel, record: MapsFile, 
         name, seen.name, _signed(change), direction
     )
     scale = Markup(
-        '<p class="soft" style="display:flex;gap:.5rem;align-items:center">0<span style="height:.6rem;width:8rem;'
-        'background:linear-gradient(90deg, {})"></span>{} times the even share, or more</p>'
-    ).format(Markup(gradient()), number(shown.scale, 3))
+        '<p class="soft" style="display:flex;gap:.5rem;align-items:center">{}<span style="height:.6rem;width:8rem;'
+        'background:linear-gradient(90deg, {})"></span>{} times the even share</p>'
+    ).format(number(shown.low, 3), Markup(gradient()), number(shown.high, 3))
     return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join(figures)) + scale
 
 

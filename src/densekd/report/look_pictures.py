@@ -26,7 +26,7 @@ from densekd.report.pictures import embedded
 from densekd.report.words import points, share
 
 _NAMED = 5
-_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,10.5rem),1fr));gap:.4rem .8rem"
+_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
 _SWATCH = "display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.08em;border:1px solid #8888"
 
 
@@ -71,7 +71,6 @@ def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Ma
         _figure(smooth, size, f"Image {row.name}", f"image, {row.width}x{row.height}", photo=True),
         _figure(flat(truth), size, f"Truth of {row.name}: {_named(truth, classes)}", "truth"),
     ]
-    errors = []
     for key, title in record.networks.items():
         answer = row.answers[key]
         ids = read_ids(held[answer.file])
@@ -82,9 +81,12 @@ def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Ma
         wrong = share_wrong(truth, ids, len(classes))
         told = "nothing labelled" if wrong is None else f"{share(wrong)} wrong"
         drawn = errors_picture(image, truth, ids, len(classes))
-        errors.append(_figure(drawn, size, f"Errors of {title} on {row.name}: {told}", f"errors of {title}: {told}"))
+        alt = f"Errors of {title} on {row.name}: {told}"
+        shown.append(
+            Markup("<div>{}{}</div>").format(answered, _figure(drawn, size, alt, f"errors of {title}: {told}"))
+        )
     head = Markup("<h3>{}: {}</h3>").format(row.name, row.why)
-    return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join([*shown, *errors]))
+    return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join(shown))
 
 
 def _figure(picture: Image.Image, size: tuple[int, int], alt: str, caption: str, *, photo: bool = False) -> Markup:

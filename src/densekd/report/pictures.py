@@ -15,7 +15,8 @@ Media = Literal["image/png", "image/webp", "image/jpeg", "image/svg+xml"]
 def embedded(data: bytes, media: Media, *, width: int, height: int, alt: str, caption: str = "") -> Markup:
     """A `<figure>` that holds the picture itself, so that the page needs no other file.
 
-    The browser knows the size before it decodes the picture, and decodes it when it comes into view.
+    The browser knows the size before it has decoded the picture, and shows the page meanwhile. (Loading it only when it
+    comes into view saves nothing here, and would leave it out of what is printed.)
 
     Args:
         data: the picture's file, as it is.
@@ -35,6 +36,5 @@ def embedded(data: bytes, media: Media, *, width: int, height: int, alt: str, ca
     source = f"data:{media};base64,{base64.b64encode(data).decode('ascii')}"
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else Markup()
     return Markup(
-        '<figure class="picture"><img src="{}" width="{}" height="{}" alt="{}" loading="lazy" decoding="async">'
-        "{}</figure>"
+        '<figure class="picture"><img src="{}" width="{}" height="{}" alt="{}" decoding="async">{}</figure>'
     ).format(source, width, height, alt, below)
