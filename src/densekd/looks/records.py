@@ -95,7 +95,8 @@ class ShownChannel(Record):
 
     channel: int
     image: int = Field(description="place in `images`")
-    scale: float = Field(description="times the even share that has the full colour, the same for all networks")
+    low: float = Field(description="multiple of the even share that has the darkest colour, for all networks")
+    high: float = Field(description="that has the brightest")
     entropy: dict[str, float]
     kl: dict[str, float]
 

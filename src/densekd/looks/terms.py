@@ -15,6 +15,7 @@ from densekd.looks.softened import density, divergence, entropy, fitting, log_sh
 TEACHER = "teacher"
 GRID = 96
 """Cells along the longer side of a map that is shown."""
+_ENDS = (0.002, 0.998)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class TermLooks:
     def settled(self, count: int, key: str) -> tuple[TermMaps, dict[str, Tensor]]:
         """The record of the term with `count` channels shown, and the tensors of their pictures.
 
-        A channel is shown on the image where its divergence changed most in the same direction as on average. The full
-        colour is the same for all networks: the 99.8th percentile of all their values.
+        A channel is shown on the image where its divergence changed most in the same direction as on average. Its
+        colours mean the same for all networks: they run from the 0.2th to the 99.8th percentile of all their values.
 
         Args:
             key: begins the names of the tensors.
@@ -117,12 +118,14 @@ class TermLooks:
 
     def _shown(self, channel: int, image: int, planes: Mapping[str, Tensor]) -> ShownChannel:
         values = torch.cat([plane.flatten() for plane in planes.values()])
+        low, high = torch.quantile(values, torch.tensor(_ENDS, dtype=values.dtype))
         entropies = {TEACHER: float(next(iter(self.students.values()))[image].teacher_entropy[channel])}
         entropies |= {name: float(looks[image].entropy[channel]) for name, looks in self.students.items()}
         return ShownChannel(
             channel=channel,
             image=image,
-            scale=float(torch.quantile(values, 0.998)),
+            low=float(low),
+            high=float(high),
             entropy=entropies,
             kl={name: float(looks[image].kl[channel]) for name, looks in self.students.items()},
         )
