@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, dotted
 
 if TYPE_CHECKING:
+    from densekd.predict import Prediction, VideoPrediction
     from densekd.runs import Run
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=")
@@ -66,9 +67,12 @@ def evaluate(
 
 @guarded
 def predict(
-    run: RunArgument,
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run, or what `densekd export` wrote of one.", metavar="RUN|FILE|FOLDER")
+    ],
     inputs: Annotated[
-        list[str], typer.Argument(help="Images or folders of images; evaluation.key=value among them.", metavar="INPUT")
+        list[str],
+        typer.Argument(help="Images, folders of images, videos; evaluation.key=value among them.", metavar="INPUT"),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("predictions"),
     submission: Annotated[
@@ -80,23 +84,31 @@ def predict(
     overlays: Annotated[
         bool | None, typer.Option("--overlays/--no-overlays", help="Draw overlays; by default not for a submission.")
     ] = None,
+    frame_masks: Annotated[
+        bool, typer.Option("--frame-masks", help="Of a video, also a mask for every frame.")
+    ] = False,
     alpha: Annotated[float, typer.Option("--alpha", min=0.0, max=1.0, help="Strength of the colours.")] = 0.5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images, or windows, at a time.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files.")] = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
-    """Segment images: colour masks and overlays with a legend, or a benchmark's submission."""
+    """Segment images and videos: colour masks and overlays with a legend, or a benchmark's submission."""
+    from densekd.predict import open_student
     from densekd.predict import predict as run_predict
     from densekd.runs import Run
 
-    opened = Run.load(run)
-    _ask_for_memory(opened, {})
+    opened = open_student(run)
+    if isinstance(opened, Run):
+        _ask_for_memory(opened, {})
     changes = [text for text in inputs if _OVERRIDE.match(text) and not Path(text).exists()]
     with Watch() as watch:
 
         def count(done: int, total: int) -> None:
             watch.counting("predicting", done, total)
+
+        def frames(name: str, done: int, total: int) -> None:
+            watch.counting(f"predicting {name}", done, total)
 
         def check(done: int, total: int) -> None:
             watch.counting("checking", done, total)
@@ -109,17 +121,19 @@ def predict(
             submission=submission,
             only=only,
             overlays=overlays,
+            frame_masks=frame_masks,
             archive=archive,
             batch_size=batch_size,
             alpha=alpha,
             progress=None if quiet else count,
+            framing=None if quiet else frames,
             checking=None if quiet else check,
             said=None if quiet else watch.said,
             force=force,
         )
     table([one.row() for one in made], as_json=as_json)
     if not quiet:
-        complain(f"{len(made)} images: {_written(submission, overlays)} in {out}")
+        complain(f"{_counted(made)}: {_written(submission, overlays)} in {out}")
 
 
 def _ask_for_memory(run: Run, overrides: Mapping[str, Any]) -> None:
@@ -131,7 +145,14 @@ def _ask_for_memory(run: Run, overrides: Mapping[str, Any]) -> None:
     host_memory.ask(load_recipe(run.path, asked).runtime if asked else run.recipe.runtime)
 
 
+def _counted(made: Sequence[Prediction | VideoPrediction]) -> str:
+    frames = [one.frames for one in made if hasattr(one, "frames")]
+    images = len(made) - len(frames)
+    videos = f"{len(frames)} video{'s' if len(frames) > 1 else ''} of {sum(frames)} frames"
+    return f"{images} images" if not frames else f"{images} images, {videos}" if images else videos
+
+
 def _written(submission: str | None, overlays: bool | None) -> str:
     if submission is not None:
         return f"results for {submission}" + (" and overlays" if overlays else "")
-    return "masks" if overlays is False else "masks and overlays"
+    return ("masks" if overlays is False else "masks and overlays") + ", coverage.csv"

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from densekd.errors import ArgumentError, ExportError, RunError, nearest
+from densekd.errors import ArgumentError, RunError, nearest
 from densekd.export.exported import Exported
 from densekd.export.extras import require_export
+from densekd.export.hub import CARD, write_hub_folder
+from densekd.export.images import real_images
+from densekd.export.load import load_exported
 from densekd.export.make import GraphExport, command_of
-from densekd.export.manifest import Format, OutputKind, Size
+from densekd.export.manifest import FILE, Format, OutputKind, Size
 from densekd.export.options import GraphOptions, Int8Options
 from densekd.export.student import student_of
 from densekd.export.watching import Silent, Watching
+from densekd.export.weights import write_weights
 from densekd.runs.folder import Run
 
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "hub-folder": ""}
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "hub-folder": "-hub"}
 
 
 def export_run(
@@ -40,10 +44,13 @@ def export_run(
     network and of the format. What was written is opened again and compared with the network in torch, on real images,
     at other batch sizes and at three other sizes; only then the file gets its name.
 
+    `safetensors` holds the weights under the names of the student's own library, `hub-folder` is a folder that this
+    library loads, with a model card. Each is loaded again by the library and compared on real images first.
+
     Args:
         run: a run, or its folder.
-        to: `onnx`, `pt2`.
-        out: the file; default the run's name with the format's suffix, in the current folder.
+        to: `onnx`, `pt2`, `safetensors` or `hub-folder`.
+        out: the file or folder; default the run's name with the format's suffix, in the current folder.
         size: height and width of the images; default any.
         resize: images of any size are resized to this height and width inside the graph.
         normalise: the graph takes plain pixels, RGB from 0 to 255.
@@ -51,7 +58,7 @@ def export_run(
         images: the file is compared on so many of the run's validation images (drawn scenes where there are none).
         int8: quantise the file to INT8 (`onnx` alone).
         overrides: keys `data.*` of the recipe, where its data moved.
-        force: replace a file that is there.
+        force: replace a file that is there, or a folder that `densekd export` made.
         watch: is told what happens.
 
     Returns:
@@ -69,10 +76,11 @@ def export_run(
     opened = run if isinstance(run, Run) else Run.load(run)
     target = Path(out) if out is not None else Path(opened.path.resolve().name + SUFFIXES[to])
     options = GraphOptions(size=size, resize=resize, normalise=normalise, output=output, images=images)
-    if to not in ("onnx", "pt2"):
-        raise ExportError(f"--to {to}: not there yet; there are onnx and pt2")
     if int8 is not None and to != "onnx":
         raise ArgumentError(f"--int8 belongs to --to onnx, not {to}")
+    if to == "safetensors" or to == "hub-folder":
+        _require_plain(to, options)
+        return _library_export(opened, to, target, options.images, overrides or {}, force, watch or Silent())
     if to == "onnx":
         require_export("onnx", "onnxscript", "onnxruntime")
     _require_free(target, SUFFIXES[to], force)
@@ -86,6 +94,56 @@ def export_run(
         watch=watch or Silent(),
         command=command_of(opened.path, to),
     ).run()
+
+
+def _library_export(
+    run: Run, to: Format, target: Path, images: int, overrides: Mapping[str, Any], force: bool, watch: Watching
+) -> Exported:
+    """The two formats that the student's own library reads."""
+    if to == "hub-folder":
+        _require_free_folder(target, force)
+    else:
+        _require_free(target, SUFFIXES[to], force)
+    student = student_of(run)
+    seen = real_images(run, images, overrides)
+    for line in seen.notices:
+        watch.said(line)
+
+    def verifying(done: int, total: int) -> None:
+        watch.counting("verifying", done, total)
+
+    if to == "hub-folder":
+        write_hub_folder(student, target, seen, verifying)
+        watch.said(f"to publish it, choose a license in {target / CARD}, then: hf upload OWNER/NAME {target}")
+    else:
+        write_weights(student, target, seen, verifying)
+    return load_exported(target)
+
+
+def _require_plain(to: Format, options: GraphOptions) -> None:
+    """Refuse options of a graph for a format that has none."""
+    asked = {
+        "--size": options.size is not None,
+        "--resize": options.resize is not None,
+        "--normalise": options.normalise,
+        "--output": options.output != "logits",
+    }
+    for option, given in asked.items():
+        if given:
+            raise ArgumentError(f"{option} belongs to --to onnx and pt2; {to} holds the network as its library has it")
+
+
+def _require_free_folder(target: Path, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise RunError(f"{target}: a file; give a folder with --out")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not force:
+        raise RunError(
+            f"{target}: holds files; it is never overwritten unasked. Use --force, or --out for another folder"
+        )
+    if not (target / FILE).is_file():
+        raise RunError(f"{target}: was not made by `densekd export --to hub-folder`; --force leaves it alone")
 
 
 def _require_free(target: Path, suffix: str, force: bool) -> None:
