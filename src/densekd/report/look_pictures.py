@@ -75,16 +75,13 @@ def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Ma
         answer = row.answers[key]
         ids = read_ids(held[answer.file])
         score = "" if answer.miou is None else f", mIoU {points(answer.miou)}"
-        shown.append(
-            _figure(flat(ids), size, f"Answer of {title} for {row.name}: {_named(ids, classes)}", title + score)
-        )
+        alt = f"Answer of {title} for {row.name}: {_named(ids, classes)}"
+        answered = _figure(flat(ids), size, alt, title + score)
         wrong = share_wrong(truth, ids, len(classes))
         told = "nothing labelled" if wrong is None else f"{share(wrong)} wrong"
         drawn = errors_picture(image, truth, ids, len(classes))
-        alt = f"Errors of {title} on {row.name}: {told}"
-        shown.append(
-            Markup("<div>{}{}</div>").format(answered, _figure(drawn, size, alt, f"errors of {title}: {told}"))
-        )
+        errors = _figure(drawn, size, f"Errors of {title} on {row.name}: {told}", f"errors of {title}: {told}")
+        shown.append(Markup("<div>{}{}</div>").format(answered, errors))
     head = Markup("<h3>{}: {}</h3>").format(row.name, row.why)
     return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join(shown))
 
