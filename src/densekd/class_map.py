@@ -34,6 +34,11 @@ class ClassMap:
     Raises:
         ArgumentError: not a list of lists of class numbers, a teacher class named twice, or no class with a teacher
             class.
+
+    >>> classes = ClassMap([[0], [1, 2]])  # the student's second class is two classes of the teacher
+    >>> teacher = torch.tensor([0.2, 0.3, 0.5]).log().view(1, 3, 1, 1)
+    >>> classes.teacher(teacher).softmax(1).flatten()
+    tensor([0.2000, 0.8000])
     """
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:

@@ -77,6 +77,12 @@ class SecondDerivativeError(DensekdError, RuntimeError):
 
 
 def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
-    """A hint `"; did you mean 'a', 'b'?"` of the names closest to `name`, or an empty string."""
+    """A hint `"; did you mean 'a', 'b'?"` of the names closest to `name`, or an empty string.
+
+    >>> nearest("channelwize", ["channelwise", "pixelwise", "dist"])
+    "; did you mean 'channelwise', 'pixelwise'?"
+    >>> nearest("anything", ["channelwise"])
+    ''
+    """
     found = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.5)
     return f"; did you mean {', '.join(repr(f) for f in found)}?" if found else ""

@@ -26,6 +26,12 @@ class Adapter(nn.Module):
         out_channels: channels of the teacher's map; equal to `in_channels`: no convolution and no parameters.
         name: the term's name, part of the key.
         device, dtype: of the parameters.
+
+    >>> adapter = Adapter(16, 64, name="channelwise:logits")
+    >>> adapter(torch.rand(2, 16, 8, 8), (16, 16)).shape
+    torch.Size([2, 64, 16, 16])
+    >>> Adapter(64, 64), len(list(Adapter(64, 64).parameters()))
+    (Adapter(64 -> 64), 0)
     """
 
     def __init__(

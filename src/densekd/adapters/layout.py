@@ -91,6 +91,12 @@ def find_layout(shape: tuple[int, ...], image_size: tuple[int, int], where: str)
 
     Raises:
         TapError: the shape has no spatial axes, or no grid fits.
+
+    >>> layout = find_layout((2, 197, 768), image_size=(224, 224), where="blocks.11")  # a vision transformer's tokens
+    >>> layout
+    Layout(kind='NLC', leading=1, stride=16, round_up=False)
+    >>> layout.to_nchw(torch.rand(2, 197, 768), (224, 224)).shape
+    torch.Size([2, 768, 14, 14])
     """
     shape = tuple(shape)
     if len(shape) == 4:

@@ -15,6 +15,11 @@ def nearest_resize(values: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         values: labels or a mask.
         size: height and width of the map.
+
+    >>> labels = torch.arange(16).view(1, 4, 4)
+    >>> nearest_resize(labels, (2, 2))
+    tensor([[[ 5,  7],
+             [13, 15]]])
     """
     height, width = values.shape[-2:]
     if (height, width) == tuple(size):

@@ -58,6 +58,19 @@ class Distiller(nn.Module):
             module; class maps with different numbers of classes and no `class_map`.
         ModelError: student and teacher are the same object or share parameters.
         ArgumentError: bad terms, example or options.
+
+    >>> from densekd.losses import ChannelWise
+    >>> student, teacher = torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(3, 5, 3, padding=1)  # any two networks
+    >>> images, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 6, 6))
+    >>> distiller = densekd.Distiller(student, teacher, [densekd.Term(ChannelWise(), weight=3.0)], images)
+    >>> out = distiller(images)
+    >>> out.student.shape  # the student's own output, untouched
+    torch.Size([2, 5, 6, 6])
+    >>> out.parts.keys()
+    dict_keys(['channelwise:logits'])
+    >>> (torch.nn.functional.cross_entropy(out.student, labels) + out.loss).backward()
+    >>> [name for name, _ in distiller.named_parameters()]  # never the teacher's
+    ['student.weight', 'student.bias']
     """
 
     _source: TeacherSource
@@ -153,6 +166,13 @@ class Distiller(nn.Module):
 
         Raises:
             ArgumentError: an unknown term, or a weight that is negative or not finite.
+
+        >>> from densekd.losses import ChannelWise
+        >>> networks = torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(3, 5, 1)
+        >>> distiller = densekd.Distiller(*networks, [densekd.Term(ChannelWise(), weight=3.0)], torch.rand(1, 3, 8, 8))
+        >>> distiller.set_weights({"channelwise:logits": 0.0})
+        >>> distiller(torch.rand(1, 3, 8, 8)).loss.item()
+        0.0
         """
         for name in weights:
             if name not in self._weights:

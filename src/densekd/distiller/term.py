@@ -24,6 +24,12 @@ class Term:
     Raises:
         ArgumentError: not a `DistillationLoss`, or one without a name; a tap that is no text; an empty name; a
             weight that is negative or not finite.
+
+    >>> from densekd.losses import ChannelWise
+    >>> Term(ChannelWise(), weight=3.0).name
+    'channelwise:logits'
+    >>> Term(ChannelWise(), student="encoder.layer4", teacher="encoder.layer4", weight=50.0, name="features").name
+    'features'
     """
 
     def __init__(

@@ -51,6 +51,15 @@ def preflight(distiller: Distiller, batch: Any, task_loss: Callable[[Any, Tensor
 
     Raises:
         ArgumentError: no Distiller; a batch of another form; a task loss that cannot be called or gives no scalar.
+
+    >>> from densekd.losses import ChannelWise
+    >>> _ = torch.manual_seed(0)
+    >>> networks = torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(3, 5, 1)
+    >>> images, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 8, 8))
+    >>> distiller = densekd.Distiller(*networks, [densekd.Term(ChannelWise(), weight=3.0)], images)
+    >>> report = densekd.preflight(distiller, (images, labels), torch.nn.functional.cross_entropy)
+    >>> report.ok, [row["state"] for row in report.rows()]
+    (True, ['ok'])
     """
     distiller = _as_distiller(distiller, task_loss)
     step = _as_step(batch)

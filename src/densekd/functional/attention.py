@@ -43,6 +43,15 @@ def attention_mse(student: Tensor, teacher: Tensor, *, mask: Tensor | None = Non
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017
     (szagoruyko/attention-transfer), which takes the mean over positions too: the value falls as 1/P, and its weight
     (1000; 10000 in winycg/CIRKD) belongs to one size of map. A weight w there is w / P here.
+
+    >>> teacher = torch.zeros(1, 8, 2, 2)
+    >>> teacher[..., 0, 0] = 1.0  # strong in one corner
+    >>> student = torch.zeros(1, 3, 2, 2)
+    >>> student[..., 1, 1] = 9.0  # in the other one
+    >>> attention_mse(student, teacher).item()
+    2.0
+    >>> attention_mse(student.flip(2, 3), teacher).item()
+    0.0
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

@@ -115,6 +115,10 @@ def channelwise_mse(
         ShapeError, DtypeError, ArgumentError: as `channelwise_kl`.
 
     Source: irfanICMLL/TorchDistiller, `CriterionCWD` with divergence "mse", which always uses tau = 1.
+
+    >>> student = torch.tensor([[[0.0, 1.0, 2.0]]])
+    >>> round(channelwise_mse(student, student.flip(2), temperature=1.0).item(), 4)
+    0.6617
     """
     check_maps(student, teacher)
     tau = check_temperature(temperature)

@@ -63,6 +63,12 @@ def crossimage_kl(
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022; the
     factor is that of winycg/CIRKD, which knows no mask; it pooled not at all at first, later by 2, then large maps by
     4. "The batch" is that of one process.
+
+    >>> teacher = torch.eye(4).view(2, 4, 2, 1)  # two images of two pixels, all at right angles
+    >>> round(crossimage_kl(3.0 * teacher, teacher, pool=1).item(), 4)  # lengths do not matter
+    0.0
+    >>> round(crossimage_kl(torch.ones(2, 4, 2, 1), teacher, pool=1).item(), 2)  # half of log 2: within an image alone
+    0.35
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

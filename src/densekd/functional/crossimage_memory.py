@@ -64,6 +64,14 @@ def crossimage_memory_kl(
 
     Source: Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022; the
     factor is that of winycg/CIRKD with its second temperature at 1.
+
+    >>> memory = torch.eye(3)  # three features kept from earlier images
+    >>> teacher = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)  # like the first of them
+    >>> student = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)  # like the second
+    >>> round(crossimage_memory_kl(student, teacher, memory, temperature=1.0).item(), 4)
+    0.3642
+    >>> round((torch.e - 1) / (torch.e + 2), 4)
+    0.3642
     """
     check_maps(student, teacher)
     _check_memory(memory, student)

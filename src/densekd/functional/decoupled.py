@@ -72,6 +72,14 @@ def decoupled_kl(
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, for whole images. megvii-research/mdistiller
     takes the logarithm of a probability that rounds to 0; ZaberKo/seg-gdkd, its port to pixels, clamps it.
+
+    >>> labels = torch.tensor([[[0]]])
+    >>> teacher = torch.tensor([4.0, 2.0, 0.0]).view(1, 3, 1, 1)
+    >>> student = torch.tensor([4.0, 0.0, 2.0]).view(1, 3, 1, 1)  # as sure of class 0; the others the wrong way round
+    >>> round(decoupled_kl(student, teacher, labels, beta=0.0).abs().item(), 4)
+    0.0
+    >>> round(decoupled_kl(student, teacher, labels, alpha=0.0, beta=1.0).item(), 4)
+    1.5232
     """
     check_maps(student, teacher)
     check_classes(student, "the decoupled losses", "use channelwise_kl or feature_mse")

@@ -70,6 +70,13 @@ def dist_pearson(
     statistic of the whole batch of one process: it depends on which images share a batch. hunto/DIST_KD takes void
     positions in, and adds 1e-8 to the product of the lengths, which float16 rounds to 0; open-mmlab/mmrazor
     multiplies by tau**2.
+
+    >>> _ = torch.manual_seed(0)
+    >>> teacher = torch.randn(2, 5, 4, 4)
+    >>> round(dist_pearson(teacher, teacher).abs().item(), 4)
+    0.0
+    >>> bool(dist_pearson(teacher, teacher) < dist_pearson(0.5 * teacher, teacher) < dist_pearson(-teacher, teacher))
+    True
     """
     check_maps(student, teacher)
     check_classes(student, "the correlations of dist", "use channelwise_kl or pearson_distance")

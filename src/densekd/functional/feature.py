@@ -32,6 +32,12 @@ def feature_mse(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None,
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; the mean over all elements is
     that of winycg/CIRKD. There is no KL without normalisation: raw maps are no distributions.
+
+    >>> teacher = torch.zeros(2, 4, 3, 3)
+    >>> feature_mse(teacher + 0.5, teacher).item()
+    0.25
+    >>> feature_mse(teacher + 0.5, teacher, reduction="sum").item()  # 2 * 4 * 3 * 3 values
+    18.0
     """
     check_maps(student, teacher)
     check_mask(mask, student)

@@ -64,6 +64,14 @@ def intraclass_mse(
     Source: Wang et al., "Intra-class Feature Variation Distillation for Semantic Segmentation", ECCV 2020. The authors'
     code (and its copies in TorchDistiller and CIRKD) divides by all N * P positions: void ones count there as zeros, so
     that its value is V / (N * P) times this one.
+
+    >>> labels = torch.tensor([[[0, 0, 255]]])  # two pixels of class 0, one void
+    >>> student = torch.tensor([[1.0, 1.0, 5.0], [0.0, 0.0, 5.0]]).view(1, 2, 1, 3)  # both pixels alike
+    >>> teacher = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).view(1, 2, 1, 3)  # 45 degrees from their centre
+    >>> round(intraclass_mse(student, teacher, labels, num_classes=1).item(), 4)
+    0.0858
+    >>> round((1 - 0.5**0.5) ** 2, 4)
+    0.0858
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

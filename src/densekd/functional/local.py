@@ -54,6 +54,11 @@ def local_mse(
     Xie et al., "Improving Fast Segmentation With Teacher-student Learning", 2018. There is no public code, and the
     exact distance, normalisation and border are not written down: those above are ours. Pairs across the border do
     not exist.
+
+    >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # neighbours at a right angle, sqrt(2) apart
+    >>> student = torch.ones(1, 4, 1, 2)  # equal neighbours
+    >>> round(local_mse(student, teacher).item(), 4)
+    2.0
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

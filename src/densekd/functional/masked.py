@@ -51,6 +51,11 @@ def masked_mse(
 
     Source: Yang et al., "Masked Generative Distillation", ECCV 2022. yzd-v/MGD sums over channels and positions and
     divides by N: C * P times this.
+
+    >>> teacher = torch.ones(1, 4, 2, 2)
+    >>> visible = torch.tensor([[[True, False], [False, False]]])
+    >>> masked_mse(teacher, teacher, visible=visible, generate=torch.nn.Identity()).item()  # 3 of 4 are not rebuilt
+    0.75
     """
     check_maps(student, teacher)
     check_mask(mask, student)

@@ -60,6 +60,11 @@ def pairwise_mse(
 
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. SKD pools by half the map (pool=0.5: 4 nodes,
     9 where the sides are odd) and stops the gradient at the norm; winycg/CIRKD pools by 2 and lets it flow, as here.
+
+    >>> student = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # two positions, at a right angle
+    >>> teacher = torch.ones(1, 8, 1, 2)  # two that are alike; another number of channels
+    >>> round(pairwise_mse(student, teacher, pool=1).item(), 4)  # two of the four pairs differ, by 1
+    0.5
     """
     check_maps(student, teacher, same_channels=False)
     check_mask(mask, student)

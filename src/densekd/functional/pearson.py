@@ -47,6 +47,12 @@ def pearson_distance(
     NeurIPS 2022. open-mmlab/mmrazor takes the unbiased standard deviation, (n - 1) / n times this for n = N * P, and
     adds 1e-6 to it. Means and deviations are those of the batch of one process: the value depends on which images
     share a batch.
+
+    >>> teacher = torch.arange(8.0).view(1, 2, 2, 2)
+    >>> round(pearson_distance(3.0 * teacher + 7.0, teacher).abs().item(), 4)  # offset and size do not matter
+    0.0
+    >>> round(pearson_distance(-teacher, teacher).item(), 4)
+    2.0
     """
     check_maps(student, teacher)
     check_mask(mask, student)

@@ -68,6 +68,13 @@ def pixelwise_kl(
     Source: Liu et al., "Structured Knowledge Distillation", CVPR 2019. Public codes differ in scale: SKD
     sums a cross entropy over the images (N times this), IFVD and TorchDistiller divide by C too and leave
     tau**2 out.
+
+    >>> student = torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)  # one pixel, three classes
+    >>> teacher = torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1)
+    >>> round(pixelwise_kl(student, teacher).item(), 4)
+    1.361
+    >>> pixelwise_kl(student, teacher, mask=torch.tensor([[[False]]])).item()  # the pixel is void
+    0.0
     """
     tau = _check(student, teacher, temperature, mask, reduction)
     route = choose_backend(backend, student, teacher)
@@ -109,6 +116,10 @@ def pixelwise_mse(
 
     Raises:
         ShapeError, DtypeError, ArgumentError: as `pixelwise_kl`.
+
+    >>> student = torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    >>> round(pixelwise_mse(student, student.roll(1, dims=1)).item(), 4)
+    0.9261
     """
     tau = _check(student, teacher, temperature, mask, reduction)
     maps = (working_map(x, student, teacher, mask) for x in (student, teacher.detach()))

@@ -71,6 +71,13 @@ def upsampled_cross_entropy(
         ArgumentError: a label out of range, label smoothing outside [0, 1), another device, an unknown backend or one
             that cannot run here.
         SecondDerivativeError: when a second derivative is asked of a backward pass (`torch.func` has it).
+
+    >>> _ = torch.manual_seed(0)
+    >>> logits, labels = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 32, 32))
+    >>> large = torch.nn.functional.interpolate(logits, size=(32, 32), mode="bilinear")
+    >>> expected = torch.nn.functional.cross_entropy(large, labels)
+    >>> torch.allclose(upsampled_cross_entropy(logits, labels), expected, atol=1e-5)
+    True
     """
     _check_shapes(logits, labels, size)
     check_flag("align_corners", align_corners)

@@ -11,7 +11,11 @@ from densekd.losses.base import DistillationLoss
 
 
 class AttentionTransfer(DistillationLoss):
-    """Where a map is strong over all its channels, compared; see `densekd.functional.attention_mse`."""
+    """Where a map is strong over all its channels, compared; see `densekd.functional.attention_mse`.
+
+    >>> AttentionTransfer()(torch.rand(1, 8, 4, 4), torch.rand(1, 64, 4, 4)).shape  # channels need not be equal
+    torch.Size([])
+    """
 
     name: ClassVar[str] = "attention"
     equal_channels: ClassVar[bool] = False

@@ -30,6 +30,13 @@ class DistillationLoss(nn.Module):
     """A loss between a student map and a teacher map, both (N, C, *spatial).
 
     It knows nothing of networks, taps, weights or recipes.
+
+    >>> class Absolute(DistillationLoss):
+    ...     name = "absolute"
+    ...     def forward(self, student_map, teacher_map, labels=None, mask=None):
+    ...         return (student_map.float() - teacher_map.float()).abs().mean()
+    >>> densekd.Term(Absolute(), student="encoder.layer4", teacher="encoder.layer4").name
+    'absolute:encoder.layer4'
     """
 
     #: name on the command line and in recipes

@@ -11,7 +11,11 @@ from densekd.losses.base import DistillationLoss
 
 
 class ChannelMean(DistillationLoss):
-    """Means of the channels over positions, compared; see `densekd.functional.channelmean_mse`."""
+    """Means of the channels over positions, compared; see `densekd.functional.channelmean_mse`.
+
+    >>> ChannelMean()(torch.ones(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)).item()
+    1.0
+    """
 
     name: ClassVar[str] = "channelmean"
     cost: ClassVar[str] = "N C P"

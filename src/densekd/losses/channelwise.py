@@ -20,6 +20,12 @@ class ChannelWise(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = ChannelWise(temperature=4.0)
+    >>> student = torch.zeros(2, 5, 8, 8, requires_grad=True)
+    >>> loss(student, torch.rand(2, 5, 8, 8)).backward()
+    >>> student.grad.shape
+    torch.Size([2, 5, 8, 8])
     """
 
     name: ClassVar[str] = "channelwise"

@@ -49,6 +49,11 @@ class CrossImage(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> CrossImage().needs
+    frozenset()
+    >>> sorted(CrossImage(memory=True).needs)
+    ['labels']
     """
 
     name: ClassVar[str] = "crossimage"

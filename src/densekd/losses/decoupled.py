@@ -24,6 +24,11 @@ class Decoupled(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = Decoupled(alpha=1.0, beta=2.0)
+    >>> labels = torch.randint(0, 5, (2, 4, 4))
+    >>> loss(torch.rand(2, 5, 4, 4), torch.rand(2, 5, 4, 4), labels=labels).shape
+    torch.Size([])
     """
 
     name: ClassVar[str] = "decoupled"

@@ -22,6 +22,11 @@ class Dist(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = Dist(temperature=1.0, beta=1.0, gamma=2.0)
+    >>> teacher = torch.randn(2, 5, 4, 4)
+    >>> round(loss(teacher, teacher).abs().item(), 4)
+    0.0
     """
 
     name: ClassVar[str] = "dist"

@@ -11,7 +11,11 @@ from densekd.losses.base import DistillationLoss
 
 
 class FeatureMimic(DistillationLoss):
-    """Mean squared difference of the maps; see `densekd.functional.feature_mse`."""
+    """Mean squared difference of the maps; see `densekd.functional.feature_mse`.
+
+    >>> FeatureMimic()(torch.ones(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)).item()
+    1.0
+    """
 
     name: ClassVar[str] = "feature"
     cost: ClassVar[str] = "N C P"

@@ -44,6 +44,14 @@ class Holistic(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = Holistic(width=4)
+    >>> loss.bind(torch.Size([2, 5, 16, 16]), torch.Size([2, 5, 16, 16]), num_classes=5)
+    >>> value = loss(torch.rand(2, 5, 16, 16), torch.rand(2, 5, 16, 16))
+    >>> loss.adversary().loss().requires_grad  # what the training loop steps its own optimiser on
+    True
+    >>> len(list(loss.parameters()))  # the network that plays against the student is no part of the loss
+    0
     """
 
     name: ClassVar[str] = "holistic"

@@ -22,6 +22,11 @@ class IntraClass(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = IntraClass(num_classes=3)
+    >>> labels = torch.randint(0, 3, (2, 4, 4))
+    >>> loss(torch.rand(2, 8, 4, 4), torch.rand(2, 16, 4, 4), labels=labels).shape
+    torch.Size([])
     """
 
     name: ClassVar[str] = "intraclass"

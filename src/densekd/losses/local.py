@@ -20,6 +20,9 @@ class LocalAffinity(DistillationLoss):
 
     Raises:
         DtypeError: `normalize` is not a bool.
+
+    >>> LocalAffinity()(torch.rand(1, 8, 4, 4), torch.rand(1, 64, 4, 4)).shape  # channels need not be equal
+    torch.Size([])
     """
 
     name: ClassVar[str] = "local"

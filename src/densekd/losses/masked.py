@@ -45,6 +45,11 @@ class MaskedGenerative(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> loss = MaskedGenerative(mask_ratio=0.5, hidden=4)
+    >>> loss.bind(torch.Size([1, 8, 4, 4]), torch.Size([1, 8, 4, 4]), num_classes=None)
+    >>> sum(p.numel() for p in loss.parameters())  # of the network that rebuilds: 18 * 8 * 4 + 4 + 8
+    588
     """
 
     name: ClassVar[str] = "masked"

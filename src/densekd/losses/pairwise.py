@@ -20,6 +20,10 @@ class PairWise(DistillationLoss):
 
     Raises:
         ArgumentError: a pool that cannot be.
+
+    >>> loss = PairWise(pool=2)
+    >>> loss(torch.rand(1, 8, 4, 4), torch.rand(1, 64, 4, 4)).shape  # channels need not be equal
+    torch.Size([])
     """
 
     name: ClassVar[str] = "pairwise"

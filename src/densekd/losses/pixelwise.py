@@ -22,6 +22,11 @@ class PixelWise(DistillationLoss):
 
     Raises:
         ArgumentError, DtypeError: an option that cannot be, by its value or its type.
+
+    >>> PixelWise(temperature=2.0, standardize=True)
+    PixelWise(temperature=2.0, standardize=True, divergence='kl')
+    >>> PixelWise.logits_only  # its channels are classes: on features the distiller refuses it
+    True
     """
 
     name: ClassVar[str] = "pixelwise"

@@ -42,6 +42,11 @@ class Run:
         Raises:
             RunError: the folder is missing or holds no `record.json`.
             DtypeError: no path.
+
+        >>> Run.load("no-such-folder")
+        Traceback (most recent call last):
+            ...
+        densekd.errors.RunError: no-such-folder: no such folder. Runs are made by `densekd train` and `densekd distill`
         """
         if not isinstance(path, str | os.PathLike):
             raise DtypeError(f"Run.load: expected the path of a run folder, got {path!r}")

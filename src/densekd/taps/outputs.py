@@ -36,6 +36,11 @@ def main_output(output: Any) -> Tensor:
 
     Raises:
         TapError: when no tensor can be told to be the main one.
+
+    >>> main_output({"out": torch.rand(1, 5, 8, 8), "aux": torch.rand(1, 5, 8, 8)}).shape
+    torch.Size([1, 5, 8, 8])
+    >>> main_output([torch.rand(1, 5, 8, 8), "anything"]).shape
+    torch.Size([1, 5, 8, 8])
     """
     if isinstance(output, Tensor):
         return output
@@ -62,6 +67,11 @@ def holds_class_map(output: Any) -> bool:
 
     Args:
         output: what a network returned.
+
+    >>> holds_class_map(torch.rand(1, 5, 8, 8))
+    True
+    >>> holds_class_map([torch.rand(1, 8, 16, 16), torch.rand(1, 32, 8, 8)])
+    False
     """
     if isinstance(output, Sequence) and not hasattr(output, "logits"):
         channels = {item.shape[1] for item in output if isinstance(item, Tensor) and item.dim() == 4}

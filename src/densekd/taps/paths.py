@@ -47,6 +47,10 @@ def find_module(network: nn.Module, path: str, who: str = "network") -> nn.Modul
 
     Raises:
         TapError: no such module (with near names), or one that lies in a compiled or scripted module.
+
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> find_module(network, "1")
+    ReLU()
     """
     module, done = network, ""
     for part in path.split("."):
@@ -110,6 +114,14 @@ def logits_candidate(network: nn.Module) -> tuple[str, str] | None:
 
     Args:
         network: where to look.
+
+    >>> class Network(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         head = torch.nn.Conv2d(8, 5, 3), torch.nn.Upsample(scale_factor=8)
+    ...         self.segmentation_head = torch.nn.Sequential(*head)
+    >>> logits_candidate(Network())
+    ('segmentation_head.0', 'segmentation-models-pytorch form')
     """
     head = getattr(network, "segmentation_head", None)
     if isinstance(head, nn.Sequential):

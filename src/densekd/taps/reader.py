@@ -54,6 +54,13 @@ class TapReader:
 
     Raises:
         TapError: a tap names no module or lies in a compiled one.
+
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 1))
+    >>> reader = TapReader(network, ["0", "output"])
+    >>> output, maps = reader.run(network, (torch.rand(1, 3, 4, 4),), {})
+    >>> {tap: tuple(found.shape) for tap, found in maps.items()}
+    {'0': (1, 8, 4, 4), 'output': (1, 5, 4, 4)}
+    >>> reader.close()
     """
 
     def __init__(self, network: nn.Module, taps: Iterable[str], who: str = "network") -> None:

@@ -30,6 +30,9 @@ class TeacherInput:
     Raises:
         ArgumentError: what is no list of numbers, lengths that differ, a standard deviation that is not positive, a
             size that is none.
+
+    >>> TeacherInput(mean=[0.5] * 3, std=[0.5] * 3, student_mean=[0.0] * 3, student_std=[1.0] * 3, size=(512, 512)).size
+    (512, 512)
     """
 
     mean: Sequence[float]

@@ -27,6 +27,12 @@ class LiveTeacher:
     Args:
         network: the teacher. Its `requires_grad` flags are set to False and it is put in evaluation mode.
         taps: the taps to read.
+
+    >>> from densekd.teacher import Batch
+    >>> network = torch.nn.Conv2d(3, 5, 1)
+    >>> teacher = LiveTeacher(network, taps=["output"])
+    >>> teacher.maps(Batch((torch.rand(2, 3, 4, 4),), {}))["output"].requires_grad
+    False
     """
 
     def __init__(self, network: nn.Module, taps: Iterable[str] = ("output",)) -> None:

@@ -90,6 +90,12 @@ class TeacherSource(Protocol):
 
     One with `submit(batch)` is asked by it, before the student runs: it starts the work and returns what waits for the
     maps and gives them.
+
+    >>> class Noise:
+    ...     def maps(self, batch):
+    ...         return {"output": torch.rand(batch.images.shape[0], 5, 8, 8)}
+    >>> isinstance(Noise(), TeacherSource)
+    True
     """
 
     def maps(self, batch: Batch) -> Mapping[str, Tensor]:

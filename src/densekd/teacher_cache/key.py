@@ -33,6 +33,12 @@ class CacheKey:
 
     Raises:
         ArgumentError: a value that JSON has no word for, or a key that is no text.
+
+    >>> key = CacheKey({"teacher": "6f1e", "data": {"flip": 0.5}})
+    >>> key == CacheKey({"data": {"flip": 0.5}, "teacher": "6f1e"})  # the order of names does not matter
+    True
+    >>> key.differences(CacheKey({"teacher": "6f1e", "data": {"flip": 0.0}}))
+    ['data.flip: 0.0 there, 0.5 here']
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:

@@ -56,6 +56,18 @@ class MapWriter:
         CacheError: the folder holds other files, or a set of another key or other values; another process is building
             the set; a file of it is damaged.
         ResourceError: the disk is full.
+
+    >>> import tempfile
+    >>> from densekd.teacher_cache import CacheKey, MapReader
+    >>> folder, key = Path(tempfile.mkdtemp()) / "maps", CacheKey({"teacher": "6f1e"})
+    >>> with MapWriter(folder, key, taps={"logits": (5, 4, 4)}, views=1, images=2) as writer:
+    ...     for index in range(2):
+    ...         writer.write(view=0, index=index, maps={"logits": torch.ones(5, 4, 4)})
+    ...     summary = writer.finish()
+    >>> summary.whole, summary.samples
+    (True, 2)
+    >>> MapReader(folder, key).read(torch.tensor([[0, 1], [0, 0]]))["logits"].shape
+    torch.Size([2, 5, 4, 4])
     """
 
     def __init__(
