@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from densekd._version import __version__
-from densekd.cli import bench, cache, compare, data, demo, export, inspect, listing, looking, report, training, tune
+from densekd.cli import (
+    bench,
+    bench_latency,
+    cache,
+    compare,
+    data,
+    demo,
+    export,
+    inspect,
+    listing,
+    looking,
+    report,
+    training,
+    tune,
+)
 from densekd.cli.guard import complain
 from densekd.cli.stopping import STOPPING
 from densekd.errors import RunError
@@ -53,6 +67,7 @@ app.command("doctor")(training.doctor)
 app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
 app.command("report")(report.report)
+bench.app.command("latency")(bench_latency.latency)
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")

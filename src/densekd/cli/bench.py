@@ -45,14 +45,14 @@ def loss(
     """Channel-wise KL: time, speed-up, peak memory and error against the textbook formulation."""
     from densekd.bench import loss as bench
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     shapes = bench.QUICK_SHAPES if quick else bench.SHAPES
     words = ["densekd", "bench", "loss", "--threads", str(threads), "--rounds", str(rounds)]
     command = shlex.join([*words, *(["--quick"] if quick else [])])
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(threads=threads, rounds=rounds, shapes=shapes, progress=progress, command=command)
     title = f"channel-wise KL, forward and backward, {threads} thread(s)"
-    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
 @app.command("task")
@@ -71,14 +71,14 @@ def task(
     """Up-sampling and cross-entropy in one step, as runs train: time and peak memory against one after the other."""
     from densekd.bench import task as bench
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     words = ["densekd", "bench", "task", "--threads", str(threads), "--rounds", str(rounds)]
     command = shlex.join([*words, *(["--quick"] if quick else [])])
     cases = bench.QUICK_CASES if quick else bench.CASES
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(threads=threads, rounds=rounds, cases=cases, progress=progress, command=command)
     title = f"up-sampling and cross-entropy, forward and backward, {threads} thread(s)"
-    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
 @app.command("methods")
@@ -104,11 +104,11 @@ def methods(
     """Every distillation loss: time, peak memory, parameters, beside a plain mean squared error."""
     from densekd.bench import methods as bench
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     words = ["densekd", "bench", "methods", "--threads", str(threads), "--rounds", str(rounds)]
     words += [] if names is None else ["--methods", names]
     words += ["--maps", maps, "--device", device, *(["--quick"] if quick else [])]
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(
             methods=None if names is None else _parts(names),
             maps=bench.choose_maps(_parts(maps), quick=quick),
@@ -121,7 +121,7 @@ def methods(
     for line in [] if quiet else bench.left_out(record):
         complain(line)
     title = f"distillation losses, forward and backward, on {record.device}, {threads} CPU thread(s)"
-    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
 @app.command("data")
@@ -142,19 +142,19 @@ def data(
     """Training images per second from PNG and JPEG files, beside the recipe that most training scripts use."""
     from densekd.bench import data as bench
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     words = ["densekd", "bench", "data", "--workers", workers, "--rounds", str(rounds)]
     kinds, images = (bench.QUICK_KINDS, 8) if quick else (bench.KINDS, 32)
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(
             kinds=kinds,
-            workers=_numbers("--workers", workers),
+            workers=whole_numbers("--workers", workers),
             images=images,
             rounds=rounds,
             progress=progress,
             command=shlex.join([*words, *(["--quick"] if quick else [])]),
         )
-    _finish(out, record, bench.rows(record), "training images from files", quiet, as_json)
+    finish(out, record, bench.rows(record), "training images from files", quiet, as_json)
 
 
 @app.command("step")
@@ -180,11 +180,11 @@ def step(
     """A whole training step under a teacher: as public codes take it, and with a fast teacher or stored maps."""
     from densekd.bench import step as bench
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     words = ["densekd", "bench", "step", "--pairs", pairs, "--device", device, "--threads", str(threads)]
     words += ["--rounds", str(rounds), *([] if size is None else ["--size", str(size)]), "--batch", str(batch)]
     words += [*([] if compiled else ["--no-compile"]), *(["--quick"] if quick else [])]
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(
             pairs=_parts(pairs),
             device=device,
@@ -200,7 +200,7 @@ def step(
     if not quiet and record.environment["compiled"].startswith("left out"):
         complain(f"exact+compile: {record.environment['compiled']}")
     title = f"one training step under a teacher, on {record.device}, {threads} CPU thread(s)"
-    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    finish(out, record, bench.rows(record), title, quiet, as_json)
 
 
 @app.command("scaling")
@@ -226,13 +226,13 @@ def scaling(
     from densekd.bench import scaling as bench
     from densekd.bench.scaling_figure import checked_kind, write_figure
 
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     if figure is not None:
         checked_kind(figure)
     words = ["densekd", "bench", "scaling", "--threads", str(threads), "--rounds", str(rounds)]
     words += [] if names is None else ["--methods", names]
     sizes = (bench.QUICK_MAP, bench.QUICK_DOUBLINGS) if quick else (bench.BASE_MAP, bench.DOUBLINGS)
-    with _progress(quiet) as progress:
+    with measuring(quiet) as progress:
         record = bench.run(
             methods=None if names is None else _parts(names),
             base=sizes[0],
@@ -248,12 +248,13 @@ def scaling(
     for line in [] if quiet else bench.left_out(record):
         complain(line)
     title = f"exponents of CPU time (medians; single rounds) and of memory, {threads} CPU thread(s)"
-    _finish(out, record, bench.rows(record), title, quiet, as_json)
+    finish(out, record, bench.rows(record), title, quiet, as_json)
     if not quiet and "linear" in record.environment:
         complain(record.environment["linear"])
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`0,2` as numbers; anything else is an `ArgumentError`."""
     from densekd.errors import ArgumentError
 
     parts = _parts(text)
@@ -266,7 +267,8 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _refuse_existing(out: Path, force: bool) -> None:
+def refuse_existing(out: Path, force: bool) -> None:
+    """A record that is there is replaced only when that was asked: else a `RunError`."""
     from densekd.errors import RunError
 
     if out.exists() and not force:
@@ -274,13 +276,13 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def measuring(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """What a benchmark calls with (done, in all), shown on stderr."""
     with Watch() as watch:
         yield None if quiet else lambda done, total: watch.counting("measuring", done, total)
 
 
-def _finish(
+def finish(
     out: Path, record: BenchRecord, rows: Sequence[Mapping[str, Any]], title: str, quiet: bool, as_json: bool
 ) -> None:
     """Write the record and print it."""
