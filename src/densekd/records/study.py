@@ -13,41 +13,41 @@ from densekd.records.run import CacheRecord, NetworkCost
 class Gain(Record):
     """Gain over the student alone, paired by seed; `low` and `high` are a 95% bootstrap interval."""
 
-    mean: float
-    low: float
-    high: float
+    mean: float = Field(description="over the pairs")
+    low: float = Field(description="2.5% of the resampled means lie below")
+    high: float = Field(description="2.5% of the resampled means lie above")
     n: int | None = Field(default=None, description="pairs: seeds that both finished")
 
 
 class StudyScores(Record):
     """Scores of a method over its seeds."""
 
-    miou: list[float]
-    mean: float
-    sd: float
+    miou: list[float] = Field(description="of each seed")
+    mean: float = Field(description="over the seeds")
+    sd: float = Field(description="standard deviation over the seeds")
 
 
 class StudyCost(Record):
     """What the runs of a method cost: median seconds per step, the largest memory, mean seconds in total."""
 
-    seconds_per_step: float | None = None
-    peak_memory_bytes: int | None = None
-    extra_parameters: int = 0
-    total_seconds: float | None = None
+    seconds_per_step: float | None = Field(default=None, description="median over the runs")
+    peak_memory_bytes: int | None = Field(default=None, description="the largest of any run")
+    extra_parameters: int = Field(default=0, description="trained beside the student: adapters, parameters of losses")
+    total_seconds: float | None = Field(default=None, description="of a run, mean")
 
 
 class StudyFailure(Record):
     """A run that did not finish."""
 
-    seed: int
-    reason: str
+    seed: int = Field(description="of the run")
+    reason: str = Field(description="in one line")
     output: str | None = Field(default=None, description="what it printed: a file, from the study's folder")
 
 
 class StudyMethod(Record):
     """One line of a comparison."""
 
-    name: str
+    name: str = Field(description="its label")
     where: str = Field(description="logits, features, logits+features, or - for the student alone")
     seeds: list[int] = Field(description="of the finished runs; lists of scores have this order")
     steps: int | None = Field(default=None, description="optimiser steps of each run")
@@ -58,25 +58,27 @@ class StudyMethod(Record):
     iou_gain: dict[str, float | None] = Field(
         default_factory=dict, description="mean difference to the student alone, paired by seed, final weights"
     )
-    extra_splits: dict[str, StudyScores] = Field(default_factory=dict)
+    extra_splits: dict[str, StudyScores] = Field(default_factory=dict, description="further splits, final weights")
     extra_gains: dict[str, Gain] = Field(default_factory=dict, description="`gain` on the further splits")
-    cost: StudyCost
-    student: NetworkCost | None = None
+    cost: StudyCost = Field(description="of its runs")
+    student: NetworkCost | None = Field(default=None, description="its size")
     terms: list[dict[str, Any]] = Field(default_factory=list, description="what was distilled, as in a recipe")
-    failed: list[StudyFailure] = Field(default_factory=list)
+    failed: list[StudyFailure] = Field(default_factory=list, description="runs that did not finish")
 
 
 class StudyTeacher(Record):
     """The one teacher, scored before any run."""
 
     miou: float | None = Field(default=None, description="on the whole val split; null: it gives features")
-    pixel_accuracy: float | None = None
-    iou: dict[str, float | None] = Field(default_factory=dict)
-    images: int | None = None
+    pixel_accuracy: float | None = Field(default=None, description="on the whole val split")
+    iou: dict[str, float | None] = Field(
+        default_factory=dict, description="per class; null: absent from truth and prediction"
+    )
+    images: int | None = Field(default=None, description="it was scored on")
     extra_splits: dict[str, float] = Field(default_factory=dict, description="mIoU on the further splits")
-    parameters: int | None = None
-    flops: int | None = None
-    sha256: str = ""
+    parameters: int | None = Field(default=None, description="live parameters: used in the forward pass")
+    flops: int | None = Field(default=None, description="floating-point operations of one image of the run's size")
+    sha256: str = Field(default="", description="of its weights")
     steps: int | None = Field(default=None, description="of its own training, where that was a run")
     total_seconds: float | None = Field(default=None, description="of its own training, where that was a run")
 
@@ -87,8 +89,8 @@ Budget = Literal["steps", "seconds"]
 class PlannedMethod(Record):
     """How long one method trains, fixed before its first run."""
 
-    name: str
-    steps: int
+    name: str = Field(description="its label")
+    steps: int = Field(description="optimiser steps of each run")
     seconds_per_step: float | None = Field(default=None, description="budget seconds: calibrated, median")
     reference_seconds_per_step: float | None = Field(
         default=None, description="budget seconds: of the student alone, in the same calibration"
@@ -102,22 +104,24 @@ class PlannedMethod(Record):
 class PlannedTeacher(Record):
     """The number format of the teacher's fast copy, chosen once for all runs."""
 
-    dtype: str
+    dtype: str = Field(description='"float32", "bfloat16" or "float16"')
     sha256: str = Field(description="of the weights that it was chosen for")
 
 
 class StudyPlan(Record):
     """`plan.json` of a study: what every method may spend."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    budget: Budget
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="of this record")
+    budget: Budget = Field(description="equal steps, or equal time")
     seconds: float | None = Field(
         default=None, description="budget seconds: training time of each run, that of the student alone at its steps"
     )
     jobs: int = Field(description="runs at a time when it was made")
     threads: int | None = Field(description="CPU threads of a run when it was made; null: torch's own choice")
-    methods: list[PlannedMethod]
-    teacher: PlannedTeacher | None = None
+    methods: list[PlannedMethod] = Field(description="each with its steps")
+    teacher: PlannedTeacher | None = Field(
+        default=None, description="its number format; null: no fast copy chooses one"
+    )
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -125,15 +129,15 @@ class StudyPlan(Record):
 class StudyRecord(Record):
     """`study.json`: several runs compared."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    name: str
-    data: dict[str, Any]
-    teacher: StudyTeacher
-    methods: list[StudyMethod]
-    plan: StudyPlan | None = None
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="of this record")
+    name: str = Field(description="of the study")
+    data: dict[str, Any] = Field(description="as in the recipe")
+    teacher: StudyTeacher = Field(description="the one of all runs")
+    methods: list[StudyMethod] = Field(description="the student alone first")
+    plan: StudyPlan | None = Field(default=None, description="what every method may spend")
     cache: CacheRecord | None = Field(default=None, description="the one set of stored maps that all runs read")
     notices: list[str] = Field(default_factory=list, description="what limits the comparison")
-    command: str = ""
-    environment: dict[str, str]
+    command: str = Field(default="", description="that made it")
+    environment: dict[str, str] = Field(description="versions, machine, commit")
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
