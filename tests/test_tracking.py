@@ -6,10 +6,12 @@ import csv
 import importlib.util
 import json
 import struct
+import threading
 import time
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +181,37 @@ class TestValues:
         }
 
 
+class TestTheEndOfARunOfWandb:
+    @pytest.fixture
+    def ended(self, monkeypatch, tmp_path):
+        def make(finish):
+            found = object.__new__(kinds.WeightsAndBiases)
+            found.start, found.tracker = kinds.Start(tmp_path, asked()), SimpleNamespace(tracker=finish)
+            return found
+
+        monkeypatch.setattr(kinds, "_PATIENCE", 0.02)
+        return make
+
+    @pytest.mark.parametrize(("whole", "code"), [(True, 0), (False, 1)])
+    def test_it_is_told_how_the_run_ended(self, ended, whole, code):
+        codes = []
+        assert ended(SimpleNamespace(finish=lambda exit_code: codes.append(exit_code))).finish(whole=whole) is None
+        assert codes == [code]
+
+    def test_it_is_left_alone_where_it_goes_on_sending(self, ended, tmp_path):
+        sent = threading.Event()
+        told = ended(SimpleNamespace(finish=lambda exit_code: sent.wait(5))).finish(whole=True)
+        sent.set()
+        assert told == f"wandb: still sending after 0.02 s; `wandb sync {tmp_path}/tracking/wandb/run-*` does the rest"
+
+    def test_its_error_is_raised_here(self, ended):
+        def fails(exit_code):
+            raise OSError("gone")
+
+        with pytest.raises(OSError, match="gone"):
+            ended(SimpleNamespace(finish=fails)).finish(whole=True)
+
+
 class Kept:
     """In the place of a recorder: keeps what it is told of the record."""
 
@@ -251,6 +284,11 @@ class TestATrackerThatFails:
         live.row({"step": "1", "loss": "1.0"})
         assert said == ["begun"]
         assert kept == ["track: bad failed and is told nothing more (OSError: no log any more); the training goes on"]
+
+    def test_another_process_than_the_first_has_none(self, tmp_path):
+        with Tracking(asked(track="tensorboard"), tmp_path, print, print, on=False) as other:
+            other.begin(None, None, None, resumed=False)
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("when", ["begin", "finish"])
     def test_at_its_ends(self, tracking, when):

@@ -26,12 +26,7 @@ class Pictures:
     """
 
     def __init__(self, parts: Parts, count: int) -> None:
-        self.parts = parts
-        source = parts.data.val
-        self.chosen = {
-            f"pictures/{place}-{source.name_of(index)}": index
-            for place, index in enumerate(spread(len(source), count), start=1)
-        }
+        self.parts, self.chosen = parts, spread(len(parts.data.val), count)
 
     def legend(self) -> dict[str, np.ndarray]:
         """The classes and their colours."""
@@ -43,7 +38,11 @@ class Pictures:
         Args:
             network: the student as it would be shipped now; its mode is afterwards what it was.
         """
-        return {tag: self._one(network, index) for tag, index in self.chosen.items()}
+        name_of = self.parts.data.val.name_of
+        return {
+            f"pictures/{place}-{name_of(index)}": self._one(network, index)
+            for place, index in enumerate(self.chosen, start=1)
+        }
 
     def _one(self, network: nn.Module, index: int) -> np.ndarray:
         parts, recipe = self.parts, self.parts.recipe

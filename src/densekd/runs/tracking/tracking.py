@@ -65,9 +65,8 @@ class Tracking:
             self._begin(name, Start(self.folder, self.recipe, first if resumed else None, before.get(name)))
         if again and recorder.rows and int(recorder.rows[-1]["step"]) == position.taken:
             self.row(recorder.rows[-1])
-        count = self.recipe.track.images
-        if count and self.live:
-            self.pictures = Pictures(parts, count)
+        if self.recipe.track.images and self.live:
+            self.pictures = Pictures(parts, self.recipe.track.images)
             self.images(self.pictures.legend, 0, lambda kind: kind.start.fresh)
         loop.progress = Tracked(loop.progress, self, loop)
 
