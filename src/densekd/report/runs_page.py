@@ -78,7 +78,7 @@ def runs_headline(records: Mapping[str, RunRecord], barriers: Sequence[str]) -> 
     gap = scored[first] - scored[second]
     ahead = f"{points(gap)} above {second} ({points(scored[second])})" if round(1000 * gap) else f"level with {second}"
     sizes = _sizes(records[first], records[second], second)
-    notes.append("Two runs say nothing about chance; `densekd compare` takes several seeds.")
+    notes.append("Single runs say nothing about chance: densekd compare takes several seeds.")
     return Headline(f"{first}: {points(scored[first])} mIoU, {ahead}{sizes}.", tuple(notes))
 
 

@@ -105,7 +105,7 @@ def _method_row(line: StudyMethod, alone: StudyMethod | None, teacher: StudyTeac
 
 def _closed(value: float | None) -> Cell:
     whole = 0 if value is None else round(100 * value)
-    return Cell(NONE if value is None else f"{whole} %".replace("-", MINUS), key=value)
+    return Cell(NONE if value is None else f"{whole}%".replace("-", MINUS), key=value)
 
 
 def _scored(value: float | None) -> Cell:

@@ -68,7 +68,7 @@ def seconds(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """A fraction in percent."""
-    return NONE if value is None else f"{100 * value:.1f} %"
+    return NONE if value is None else f"{100 * value:.1f}%"
 
 
 def short(text: str, most: int = 28) -> str:
