@@ -164,16 +164,11 @@ def fields(model: griffe.Class) -> str:
     """
     lines = ["Attributes:"]
     for name, field in list(model.members.items()):
-        if (
-            isinstance(field, griffe.Attribute)
-            and field.annotation is not None
-            and "instance-attribute" in field.labels
-        ):
+        if isinstance(field, griffe.Attribute) and field.annotation and "instance-attribute" in field.labels:
             text, default = description(field.value)
-            given = "" if default is None or "(" in str(default) else f"Default: `{default}`."
-            lines.append(
-                f"    {name} ({field.annotation}): {'. '.join(filter(None, [text, given])) or 'As it is called.'}"
-            )
+            known = default is not None and "(" not in str(default)
+            given = f"Default: `{default}`." if known else "Required." if field.value is None else ""
+            lines.append(f"    {name} ({field.annotation}): {'. '.join(filter(None, [text, given])) or 'Optional.'}")
             del model.members[name]
     return "\n".join(lines) if len(lines) > 1 else ""
 
