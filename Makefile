@@ -12,13 +12,14 @@ COMPILED := env -u PYTHONDONTWRITEBYTECODE
 # A test to a core, one thread each: small networks gain nothing from a second.
 PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo check test test-long lint types layers numbers docs docs-serve wheel-test clean
+.PHONY: help setup demo screenshots check test test-long lint types layers numbers docs docs-serve wheel-test clean
 
 help:
 	@echo "make demo       draw scenes, train a teacher, a student alone and a distilled student (about 5 minutes)"
 	@echo "make check      lint, types, layers, numbers of the docs, fast tests (about 90 s)"
 	@echo "make test       everything of check, the full tests, the site, the wheel in a clean environment (under 12 minutes)"
 	@echo "make test-long  the slow tests; leaves benchmarks/results/test-long.json"
+	@echo "make screenshots  pictures of a short demo's report for the docs, taken by Chromium (about 5 minutes; STUDY=folder: of that)"
 	@echo "make docs       the documentation as a site, in build/site (seconds); make docs-serve shows it"
 
 setup: $(READY)
@@ -38,6 +39,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/densekd demo
+
+screenshots: $(READY)
+	$(BIN)/python tools/screenshots.py $(if $(STUDY),--study $(STUDY))
 
 lint: $(READY)
 	$(BIN)/ruff check .
