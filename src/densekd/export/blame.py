@@ -16,11 +16,11 @@ _POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def described(network: nn.Module, names: list[str]) -> str:
-    """`decoder.psp.blocks.0.pool.0 (AdaptiveAvgPool2d) and 3 more like it`."""
+    """`decoder.psp.blocks.1.pool.0 (AdaptiveAvgPool2d; 2 more of its kind)`."""
     kinds = {name: type(network.get_submodule(name)).__name__ for name in names}
     first = names[0]
     alike = sum(kind == kinds[first] for kind in kinds.values()) - 1
-    return f"{first} ({kinds[first]})" + (f" and {alike} more of its kind" if alike else "")
+    return f"{first} ({kinds[first]}" + (f"; {alike} more of its kind)" if alike else ")")
 
 
 def size_dependent(network: nn.Module) -> list[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densekd.export.manifest import InputInfo, InsideInfo, Size
+from densekd.export.manifest import InputInfo, InsideInfo
 from densekd.models.sizes import fitting_size
 from densekd.taps import main_output
 
@@ -75,44 +72,3 @@ class Graph(nn.Module):
         if tuple(logits.shape[-2:]) != self.padded:
             logits = F.interpolate(logits, self.padded, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
-
-
-def without_unused(network: nn.Module, size: Size) -> nn.Module:
-    """A copy without the modules that a forward pass never enters, where it gives the same without them.
-
-    segmentation-models-pytorch keeps the stages behind a smaller `encoder_depth`, often most of the weights.
-    """
-    images = torch.zeros(1, 3, *size)
-    entered: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: entered.add(name))
-        for name, module in network.named_modules()
-    ]
-    try:
-        with torch.inference_mode():
-            before = main_output(network(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    lean = copy.deepcopy(network)
-    for name, module in network.named_modules():
-        # The outermost module that is never entered, nor anything in it.
-        inside = [name, *(f"{name}.{sub}" for sub, _ in module.named_modules() if sub)]
-        if name and not entered.intersection(inside) and any(True for _ in module.parameters()):
-            _replace(lean, name)
-    try:
-        with torch.inference_mode():
-            same = torch.equal(main_output(lean(images)), before)
-    except Exception:  # something of a removed module is read without entering it
-        same = False
-    return lean if same else network
-
-
-def _replace(network: nn.Module, name: str) -> None:
-    above, _, last = name.rpartition(".")
-    try:
-        owner: Any = network.get_submodule(above)
-    except AttributeError:
-        return  # it went with a module around it
-    if last in owner._modules:
-        owner._modules[last] = cast(nn.Module, nn.Identity())

@@ -16,7 +16,7 @@ from densekd import files
 from densekd.errors import ExportError
 from densekd.export.blame import at_fault, described, size_dependent
 from densekd.export.exported import Exported
-from densekd.export.graph import Graph, without_unused
+from densekd.export.graph import Graph
 from densekd.export.images import RealImages, open_data, real_images
 from densekd.export.int8 import quantise, write_manifest
 from densekd.export.load import load_exported
@@ -116,8 +116,9 @@ class GraphExport:
             source=student.source,
             notices=[*seen.notices, *self._differences()],
         )
-        lean = without_unused(student.network, fitting_size(network_size or base, student.multiple))
-        graph = Graph(lean, given, inside, binary=student.task.binary, multiple=student.multiple, always=always)
+        graph = Graph(
+            student.network, given, inside, binary=student.task.binary, multiple=student.multiple, always=always
+        )
         return Plan(manifest, graph.eval(), base, others)
 
     def _differences(self) -> list[str]:
@@ -188,10 +189,10 @@ class GraphExport:
         return self._one_size_only(str(error), [name, *alike] if name is not None else known, plan.base)
 
     def _one_size_only(self, why: str, names: list[str], base: Size) -> ExportError:
-        who = f"{described(self.student.network, names)} is right" if names else "the exported network is right"
+        who = f"its module {described(self.student.network, names)}" if names else "the file"
         return ExportError(
-            f"the student cannot be exported to {self.to} for images of any size: {who} at one size alone: {why}. "
-            f"{self._fixed_size(base)}"
+            f"the student cannot be exported to {self.to} for images of any size: {who} would be right at one size "
+            f"alone. {why[:1].upper()}{why[1:]}. {self._fixed_size(base)}"
         )
 
     def _fixed_size(self, size: Size) -> str:

@@ -49,7 +49,7 @@ def session_of(path: Path, device: str = "cpu", threads: int | None = None) -> I
             "device cuda: onnxruntime has no CUDA here; install onnxruntime-gpu in the place of onnxruntime, or use cpu"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 4  # its errors are raised, too
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -94,5 +94,5 @@ def in_words(size: Size) -> str:
 
 
 def plain(text: str) -> str:
-    """The first sentence of what a library says, without colours and addresses."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", " ".join(text.split()))[:300]
+    """The beginning of what a library says on one line, without colours and codes of its own."""
+    return re.sub(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(text.split()))[:300]

@@ -14,7 +14,7 @@ from densekd.export.exported import Exported
 from densekd.export.feed import Feed
 from densekd.export.graph import Graph
 from densekd.export.manifest import OutputKind, Size, Verified
-from densekd.export.sizes import in_words
+from densekd.export.sizes import in_words, plain
 
 # Of the largest logit. Sums in another order differ by some 1e-6 of it; a wrong operator by 1e-3 and more.
 _TOLERANCE = 1e-4
@@ -63,7 +63,7 @@ class Comparison:
         """
         if found.shape != expected.shape or found.dtype != expected.dtype:
             raise WrongExportError(
-                f"for images of {in_words(size)} the file gives {_described(found)}, torch {_described(expected)}", size
+                f"for images of {in_words(size)} it gives {_described(found)}, torch {_described(expected)}", size
             )
         scale = float(logits.abs().max())
         allowed = _TOLERANCE * (scale if self.kind == "logits" else max(1.0, scale))
@@ -72,7 +72,7 @@ class Comparison:
             error = float((found.double() - expected.double()).abs().max())
             if not error <= allowed:  # also where it is no number
                 raise WrongExportError(
-                    f"for images of {in_words(size)} the file's {self.kind} differ from torch's by {error:.3g}, which "
+                    f"for images of {in_words(size)} its {self.kind} differ from torch's by {error:.3g}, which "
                     f"rounding does not explain (the largest logit is {scale:.3g})",
                     size,
                 )
@@ -83,7 +83,7 @@ class Comparison:
         wrong = int(((ids != truth) & ~close).sum())
         if wrong:
             raise WrongExportError(
-                f"for images of {in_words(size)} the file gives another class than torch at {wrong} of {ids.numel()} "
+                f"for images of {in_words(size)} it gives another class than torch at {wrong} of {ids.numel()} "
                 "pixels that are not close",
                 size,
             )
@@ -148,8 +148,7 @@ def compare(
         except DensekdError:
             raise
         except Exception as error:  # onnxruntime has a class of its own for every reason
-            words = " ".join(str(error).split())[:300]
-            raise WrongExportError(f"for images of {in_words(size)} the file fails: {words}", size) from error
+            raise WrongExportError(f"for images of {in_words(size)} it fails: {plain(str(error))}", size) from error
         comparison.add(found, expected, logits, size)
     if watch is not None:
         watch(len(batches), len(batches))

@@ -66,9 +66,29 @@ def traced(graph: nn.Module, size: Size, *, dynamic: bool) -> ExportedProgram:
     axes = {0: some, 2: some, 3: some} if dynamic else {0: some}
     try:
         with quiet_exporters(), torch.no_grad():
-            return torch.export.export(graph, (torch.zeros(2, 3, *size),), dynamic_shapes=(axes,), strict=False)
+            program = torch.export.export(graph, (torch.zeros(2, 3, *size),), dynamic_shapes=(axes,), strict=False)
+            return _lean(program, size)
     except Exception as error:  # torch.export has a class of its own for every reason
         raise ExportError(f"torch.export says {type(error).__name__}: {plain(str(error))}") from error
+
+
+def _lean(program: ExportedProgram, size: Size) -> ExportedProgram:
+    """Without weights that nothing reads, images of the trace, and paths of this machine.
+
+    segmentation-models-pytorch keeps the stages behind a smaller `encoder_depth`, often most of the weights.
+    """
+    program.graph.eliminate_dead_code()
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}
+    unread = [spec for spec in program.graph_signature.input_specs if spec.target and spec.arg.name in nodes]
+    for spec in unread:
+        program.graph.erase_node(nodes[spec.arg.name])
+        program.graph_signature.input_specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    program.graph_module.recompile()
+    program.example_inputs = ((torch.zeros(1).expand(2, 3, *size),), {})  # saved as the one number that it holds
+    return program
 
 
 def onnx_graph(program: ExportedProgram) -> OnnxGraph:
