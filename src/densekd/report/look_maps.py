@@ -15,7 +15,7 @@ from densekd.report.pictures import embedded
 from densekd.report.tables import Cell, Column, Table
 from densekd.report.words import MINUS, number, share
 
-_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
+_GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
 _MOST_ROWS = 40
 _TEACHER = "teacher"
 
@@ -76,10 +76,12 @@ def _table(term: TermMaps, record: MapsFile) -> Table:
     every = len(term.channels) <= _MOST_ROWS
     places = range(len(term.channels)) if every else [one.channel for one in term.shown]
     columns = [Column("channel")]
-    columns += [Column(f"KL, {record.networks[name]}", True, "nats, from the teacher") for name in names]
+    told = record.networks
+    columns += [Column(f"KL {name}", True, f"nats, from the teacher's, of the {told[name]}") for name in names]
     columns += [Column("change", True, "of KL, last against first")]
     columns += [
-        Column(f"entropy, {record.networks[name]}", True, "as a share of an even map's") for name in (_TEACHER, *names)
+        Column(f"entropy {name}", True, f"of the {told[name]}, as a share of an even map's")
+        for name in (_TEACHER, *names)
     ]
     rows = []
     for place in places:

@@ -26,7 +26,7 @@ from densekd.report.pictures import embedded
 from densekd.report.words import points, share
 
 _NAMED = 5
-_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
+_GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(46%,10.5rem),1fr));gap:.4rem .8rem"
 _SWATCH = "display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.08em;border:1px solid #8888"
 
 

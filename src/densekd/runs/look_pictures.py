@@ -121,13 +121,19 @@ def differing(parts: Parts, one: Answering, other: Answering, watch: Watch) -> d
 
 
 def picture_files(
-    parts: Parts, choice: Choice, networks: Mapping[str, Answering], notes: list[str], watch: Watch
+    parts: Parts,
+    choice: Choice,
+    networks: Mapping[str, Answering],
+    notes: list[str],
+    watch: Watch,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, bytes]:
     """`pictures.json`, and in `pictures.safetensors` the files that it names.
 
     Args:
         networks: by the key that begins the names of their files.
         notes: what is missing, and why.
+        weights: digests of the students' files, by network.
     """
     content: dict[str, bytes] = {}
     rows = []
@@ -143,6 +149,7 @@ def picture_files(
         palette=[(color[0], color[1], color[2]) for color in parts.data.palette],
         networks={key: network.title for key, network in networks.items()},
         rows=rows,
+        weights=dict(weights or {}),
         notes=notes,
     )
     return {"pictures.json": as_file(record), "pictures.safetensors": packed(content)}

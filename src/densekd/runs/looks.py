@@ -34,6 +34,8 @@ from densekd.training.loop import Loop
 from densekd.training.sharding import is_sharded
 
 FOLDER = "looks"
+BESIDE = "beside"
+"""Folder under `looks/` of a distilled run that shows it beside the student alone."""
 _LONGEST = 300
 _TITLES = {"teacher": "teacher", "before": "student before training", "after": "student after training"}
 

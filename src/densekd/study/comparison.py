@@ -20,6 +20,7 @@ from densekd.runs.page import unless_written
 from densekd.study.cache import shared_maps, shared_words
 from densekd.study.check import lengths, lengths_of, open_study, require_ready
 from densekd.study.engine import Settled, settle, settled_words
+from densekd.study.looks import keep_first_beside
 from densekd.study.machine import Share
 from densekd.study.methods import Method
 from densekd.study.plan import plan_by_seconds, plan_by_steps, planned_steps, read_plan, told, write_plan
@@ -242,6 +243,7 @@ class Comparison:
             command=command,
         )
         notices = [*record.notices, *shared_words(ready.cache), *left_aside(ready.tasks, self.folder)]
+        notices += keep_first_beside(runs, self.watch.run("pictures").looking)
         record = record.model_copy(update={"notices": notices, "cache": ready.cache})
         self._say(record.notices)
         return Study(self.folder, record, runs)
