@@ -178,6 +178,15 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return paper
 
 
+def headline(text: str, width: int, *, text_size: int = 15) -> Image.Image:
+    """A line of text on white paper of that width; smaller or shortened where it would not fit."""
+    gap = max(4, text_size // 2)
+    shown, font = _fitting(text, width - 2 * gap, text_size)
+    paper = Image.new("RGB", (width, round(2.0 * text_size)), _PAPER)
+    ImageDraw.Draw(paper).text((gap, paper.height // 2), shown, fill=_INK, font=font, anchor="lm")
+    return paper
+
+
 def channel_map(values: Tensor, size: tuple[int, int] | None = None, colormap: str = "magma") -> Image.Image:
     """One channel of a feature or class map as a heat image: dark where it is low, bright where it is high.
 

@@ -95,8 +95,7 @@ def inspect(
             found, sheet = _with_image(subject, image, size, tap, (temperature, raw, order, channels), count)
         count()
     if sheet is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.picture.save(out, format="PNG")
+        _save(sheet, out)
     _show(found, sheet, depth, quiet, as_json)
     if sheet is not None and not quiet:
         _tell_sheet(sheet, subject, out)
@@ -138,6 +137,16 @@ def _with_image(
     temperature, raw, order, most = how
     sheet = draw_sheet(subject, prepared, chosen, temperature=temperature, raw=raw, order=order, most=most)
     return found, replace(sheet, notices=[*prepared.notices, *sheet.notices])
+
+
+def _save(sheet: Sheet, out: Path) -> None:
+    import io
+
+    from densekd import files
+
+    held = io.BytesIO()
+    sheet.picture.save(held, format="PNG")
+    files.write_bytes(out, held.getvalue())
 
 
 def _tell_sheet(sheet: Sheet, subject: Subject, out: Path) -> None:

@@ -19,7 +19,7 @@ from densekd.data.transforms import EvalTransform
 from densekd.errors import ArgumentError, nearest
 from densekd.inspection.subject import Size, Subject
 from densekd.models.sizes import fitting_size, input_multiple
-from densekd.pictures import channel_map, contact_sheet, photograph, stacked
+from densekd.pictures import channel_map, contact_sheet, headline, photograph, stacked
 from densekd.taps import TapReader, dry_run
 
 Order = Literal["entropy", "index"]
@@ -191,5 +191,5 @@ def _arranged(cells: list[tuple[Image.Image, str]], head: str) -> Image.Image:
         missing = width - len(row)
         pictures = [*(picture for picture, _ in row), *[None] * missing]
         titles = [*(title for _, title in row), *[""] * missing]
-        rows.append(contact_sheet([pictures], titles, [head] if start == 0 else None, text_size=13))
-    return stacked(rows)
+        rows.append(contact_sheet([pictures], titles, text_size=13))
+    return stacked([headline(head, rows[0].width), *rows])
