@@ -26,10 +26,29 @@ def report(
     """Write the page of a run, of a study, or of several runs side by side: one HTML file that needs no other."""
     from densekd.report import write_page
 
+    if len(folders) > 1:
+        _look(folders, quiet)
     path = write_page(*folders, out=out)
     typer.echo(str(path))
     if open_it and not _opened(path) and not quiet:
         complain("no browser could be started here; open the file yourself")
+
+
+def _look(folders: list[Path], quiet: bool) -> None:
+    """Where one run is of the student alone and another distilled, keep pictures of both beside each other."""
+    from densekd.cli.training import watching
+    from densekd.runs import Run
+    from densekd.study.looks import keep_beside, pair_among
+
+    if not all((folder / "record.json").is_file() for folder in folders):
+        return  # which writing the page says
+    pair = pair_among([Run.load(folder) for folder in folders])
+    if pair is None:
+        return
+    with watching(quiet) as watch:
+        lines = keep_beside(*pair, watch.looking)
+    for line in lines:
+        complain(line)
 
 
 def _opened(path: Path) -> bool:

@@ -79,7 +79,8 @@ class PicturesFile(_File):
     palette: list[tuple[int, int, int]]
     networks: dict[str, str] = Field(description="key in `answers`: what the network is")
     rows: list[PictureRow]
-    weights: dict[str, str] = Field(default_factory=dict, description="sha256 of the students' files, where known")
+    runs: dict[str, str] = Field(default_factory=dict, description="by network, where they are of several runs: whose")
+    weights: dict[str, str] = Field(default_factory=dict, description="sha256 of their students' files")
     notes: list[str] = Field(default_factory=list, description="what is missing, and why")
 
 

@@ -140,7 +140,7 @@ def _channel(place: int, term: TermMaps, shown: ShownChannel, record: MapsFile, 
     scale = Markup(
         '<p class="soft" style="display:flex;gap:.5rem;align-items:center">{}<span style="height:.6rem;width:8rem;'
         'background:linear-gradient(90deg, {})"></span>{} times the even share</p>'
-    ).format(number(shown.low, 3), Markup(gradient()), number(shown.high, 3))
+    ).format(number(shown.low, 2), Markup(gradient()), number(shown.high, 3))
     return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join(figures)) + scale
 
 

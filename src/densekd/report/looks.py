@@ -43,9 +43,10 @@ def study_sections(folder: Path, runs: Mapping[str, Path]) -> list[Section]:
         folder: the study's.
         runs: the runs' folders by the name that the page gives them.
     """
+    names = {path.absolute().name for path in runs.values()}
     for path in runs.values():
         kept = path / FOLDER / BESIDE
-        if kept.is_dir():
+        if kept.is_dir() and _alone(kept) in (None, *names):
             found = [
                 _pictures(kept, "pictures", "Where distillation changed most"),
                 _maps(kept, "maps", "What distillation works on"),
@@ -53,6 +54,15 @@ def study_sections(folder: Path, runs: Mapping[str, Path]) -> list[Section]:
             return [section for section in found if section is not None]
     why = "no pictures of these runs beside each other were kept"
     return [Section("pictures", "Where distillation changed most", _soft(why))] if runs else []
+
+
+def _alone(kept: Path) -> str | None:
+    """The run of the student alone that is shown; None where the pictures do not say."""
+    try:
+        found = _record(kept, "pictures", PicturesFile)
+    except DensekdError:
+        return None  # which the section says
+    return None if found is None else found.runs.get("alone")
 
 
 def _pictures(kept: Path, anchor: str, title: str) -> Section | None:
@@ -80,16 +90,20 @@ def _read(kept: Path, name: str, kind: type[R]) -> tuple[R, dict[str, Tensor]] |
     Raises:
         CheckpointError: it is damaged.
     """
+    record = _record(kept, name, kind)
+    return None if record is None else (record, files.read_tensors(kept / f"{name}.safetensors"))
+
+
+def _record(kept: Path, name: str, kind: type[R]) -> R | None:
     path = kept / f"{name}.json"
     if not path.is_file():
         return None
     try:
-        record = kind.model_validate(files.read_json(path))
+        return kind.model_validate(files.read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise CheckpointError(f"{path}: not as this version writes it: {where}: {first['msg']}") from None
-    return record, files.read_tensors(kept / f"{name}.safetensors")
 
 
 def _soft(words: str) -> Markup:

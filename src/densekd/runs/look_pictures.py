@@ -126,14 +126,14 @@ def picture_files(
     networks: Mapping[str, Answering],
     notes: list[str],
     watch: Watch,
-    weights: Mapping[str, str] | None = None,
+    of: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, bytes]:
     """`pictures.json`, and in `pictures.safetensors` the files that it names.
 
     Args:
         networks: by the key that begins the names of their files.
         notes: what is missing, and why.
-        weights: digests of the students' files, by network.
+        of: by network the name of its run and the digest of its student's file, where they are of several runs.
     """
     content: dict[str, bytes] = {}
     rows = []
@@ -149,7 +149,8 @@ def picture_files(
         palette=[(color[0], color[1], color[2]) for color in parts.data.palette],
         networks={key: network.title for key, network in networks.items()},
         rows=rows,
-        weights=dict(weights or {}),
+        runs={key: name for key, (name, _) in (of or {}).items()},
+        weights={key: digest for key, (_, digest) in (of or {}).items()},
         notes=notes,
     )
     return {"pictures.json": as_file(record), "pictures.safetensors": packed(content)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,7 @@ from densekd.config import Recipe, load_recipe
 from densekd.errors import CheckpointError, RunError
 from densekd.failures import explained
 from densekd.looks.choice import changed_most
-from densekd.looks.records import ImagesFile, PicturesFile, ScoredImages
+from densekd.looks.records import ImagesFile, PicturesFile, ScoredImages, as_text
 from densekd.runs import Run
 from densekd.runs.assemble import Parts, assemble, build_distiller
 from densekd.runs.look_maps import MapLooks
@@ -38,6 +39,17 @@ def first_pair(runs: Mapping[str, Mapping[int, Run]]) -> tuple[Run, Run] | None:
         if shared:
             return alone[shared[0]], made[shared[0]]
     return None
+
+
+def pair_among(runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """Of finished runs the first student alone, and the first distilled one, of the same seed where there is one."""
+    done = [run for run in runs if run.record.status == "done"]
+    alone = next((run for run in done if run.record.method == ALONE), None)
+    distilled = [run for run in done if run.record.method != ALONE]
+    if alone is None or not distilled:
+        return None
+    seed = alone.record.seed
+    return alone, min(distilled, key=lambda run: run.record.seed != seed)
 
 
 def keep_first_beside(runs: Mapping[str, Mapping[int, Run]], watch: Watch) -> list[str]:
@@ -67,8 +79,9 @@ def _keep(alone: Run, distilled: Run, watch: Watch) -> list[str]:
     target = distilled.path / FOLDER / BESIDE
     if not spec.images and not spec.channels:
         return []
-    weights = {"alone": files.sha256_file(alone.weights), "distilled": files.sha256_file(distilled.weights)}
-    if _is_there(target, weights):
+    pair = {"alone": alone, "distilled": distilled}
+    of = {key: (as_text(run.path.absolute().name), files.sha256_file(run.weights)) for key, run in pair.items()}
+    if _is_there(target, {key: digest for key, (_, digest) in of.items()}):
         return []
     scores = [_best(run) for run in (alone, distilled)]
     parts = _opened(distilled)
@@ -78,7 +91,7 @@ def _keep(alone: Run, distilled: Run, watch: Watch) -> list[str]:
     teacher = teacher_again(parts, "" if digest is None else digest.sha256)
     networks = {"alone": own.student, "distilled": parts.student}
     with looked_at(*networks.values(), teacher):
-        content = _pictures(parts, own, teacher, scores, weights, notes, watch) if spec.images else {}
+        content = _pictures(parts, own, teacher, scores, of, notes, watch) if spec.images else {}
         if spec.channels:
             content |= _maps(parts, networks, teacher, watch)
     files.write_folder(target, content)
@@ -137,7 +150,7 @@ def _pictures(
     own: Parts,
     teacher: nn.Module,
     scores: Iterable[ScoredImages],
-    weights: Mapping[str, str],
+    of: Mapping[str, tuple[str, str]],
     notes: list[str],
     watch: Watch,
 ) -> dict[str, bytes]:
@@ -152,7 +165,9 @@ def _pictures(
         networks = {"teacher": answers, **networks}
     before, after = ([image.miou for image in one.images] for one in scores)
     choice = changed_most(before, after, parts.recipe.report.images, ("the student alone", "distillation"))
-    return picture_files(parts, choice, networks, list(notes), watch, weights)
+    whose = f"the student alone is that of {of['alone'][0]}, the distilled one that of {of['distilled'][0]}"
+    rule = f"{choice.rule}; {whose}; of each run the student of the best evaluation, which ships"
+    return picture_files(parts, replace(choice, rule=rule), networks, list(notes), watch, of)
 
 
 def _maps(parts: Parts, networks: Mapping[str, nn.Module], teacher: nn.Module, watch: Watch) -> dict[str, bytes]:
