@@ -13,7 +13,7 @@ from densekd.data.kinds import AnyDataSpec
 from densekd.data.specs import FolderSpec, ScenesDataSpec
 from densekd.export.card_code import load_part, use_part
 from densekd.export.card_facts import cell, facts_of, limits_of, percent, training_of
-from densekd.export.library import library_of, title_of
+from densekd.export.library import library_of, title_of, without_folders
 from densekd.export.manifest import Manifest
 from densekd.export.student import Student
 
@@ -90,10 +90,13 @@ def _front(student: Student, manifest: Manifest, name: str, data: str) -> dict[s
 def _sentence(student: Student, manifest: Manifest, data: str) -> str:
     info, source = manifest.network, manifest.source
     encoder = info.options.get("encoder_name")
-    what = f"`{info.model}`" + (f" with encoder `{encoder}`" if encoder else "") + f" ({title_of(info)})"
+    what = (
+        f"`{without_folders(info.model)}`" + (f" with encoder `{encoder}`" if encoder else "") + f" ({title_of(info)})"
+    )
     begin = f"{what} for semantic segmentation into {len(manifest.classes)} classes, trained on {cell(data)}"
     score = f"Its mIoU on {source.split} is **{percent(source.scores.miou)}** ({source.scores.images} images)."
     teacher = student.recipe.teacher if source.method != "none" else None
     if teacher is None:
         return f"{begin}. {score}"
-    return f"{begin} under a teacher (`{teacher.model}`), distilled by densekd's method `{source.method}`. {score}"
+    how = f"under a teacher (`{without_folders(teacher.model)}`), distilled by densekd's method `{source.method}`"
+    return f"{begin} {how}. {score}"

@@ -53,14 +53,15 @@ def _smp(manifest: Manifest) -> Part:
 
 def open_encoder(manifest: Manifest) -> str:
     """The encoder under the name that densekd registers where the options ask for an open width, else as it is."""
-    from densekd.models.timm_widths import WIDTH_OPTIONS, open_networks
-
     options = manifest.network.options
     name = str(options.get("encoder_name", ""))
+    if not name.startswith("tu-"):
+        return name
+    from densekd.models.timm_widths import WIDTH_OPTIONS, open_networks
+
     entry = open_networks().get(name.removeprefix("tu-"))
-    if entry is not None and name.startswith("tu-") and any(option in options for option in WIDTH_OPTIONS):
-        return f"tu-{entry.__name__}"
-    return name
+    asked = any(option in options for option in WIDTH_OPTIONS)
+    return f"tu-{entry.__name__}" if entry is not None and asked else name
 
 
 def _torchvision(manifest: Manifest) -> Part:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from densekd.export.images import RealImages
 from densekd.export.library import (
     ENCODER,
     WEIGHTS,
+    build_with,
     encoder_source,
     library_of,
     load_folder,
     loading_of,
+    without_folders,
 )
 from densekd.export.manifest import FILE, Manifest, read_manifest
 from densekd.export.processor import write_processor
@@ -67,9 +68,8 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
         else:
             files.write_tensors(made / WEIGHTS, files.read_tensors(student.run.weights))
         opened = _opened(made, folder, manifest, student)
-        manifest = manifest.model_copy(
-            update={"network": _shipped(manifest), "verified": verified(student, opened, real, watch)}
-        )
+        shipped = manifest.network.model_copy(update={"model": without_folders(manifest.network.model)})
+        manifest = manifest.model_copy(update={"network": shipped, "verified": verified(student, opened, real, watch)})
         contents = {
             path.relative_to(made).as_posix(): path.read_bytes() for path in sorted(made.rglob("*")) if path.is_file()
         }
@@ -102,18 +102,8 @@ def _opened(made: Path, folder: Path, manifest: Manifest, student: Student) -> T
             network = load_folder(made, manifest)
     else:
         # A network of the user's own is built where the recipe finds it.
-        from densekd.export.library import build_with
-
         network = build_with(manifest, made / WEIGHTS)
     return TorchStudent(folder, manifest, network, torch.device("cpu"))
-
-
-def _shipped(manifest: Manifest) -> Any:
-    """The network as the folder names it: a file of the user's own without the folders above it."""
-    info = manifest.network
-    if library_of(info) != "file":
-        return info
-    return info.model_copy(update={"model": Path(info.model).name})
 
 
 def _write_smp(student: Student, made: Path) -> None:
@@ -133,6 +123,3 @@ def _write_transformers(student: Student, made: Path) -> None:
     network.config.id2label = dict(enumerate(names))
     network.config.label2id = {name: place for place, name in enumerate(names)}
     network.save_pretrained(str(made))
-
-
-Said = Callable[[str], None]

@@ -34,6 +34,15 @@ def library_of(network: NetworkInfo) -> Library:
     return parse_reference(network.model).library
 
 
+def without_folders(model: str) -> str:
+    """A reference for others to read: a file or a folder of this machine by its name alone, all else as it is."""
+    reference = parse_reference(model)
+    if reference.path is not None:
+        return f"{Path(reference.path).name}:{reference.name}"
+    plain = reference.name.count("/") <= 1 and not reference.name.startswith((".", "/", "~"))
+    return model if plain else f"{reference.library}:{Path(reference.name).name}"
+
+
 def title_of(network: NetworkInfo) -> str:
     """The library in words: `segmentation-models-pytorch`, or `your own code`."""
     return _NAMES[library_of(network)]
