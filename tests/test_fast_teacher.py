@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from densekd.config import Recipe, load_recipe
+from densekd.config import Recipe, load_recipe, recipe_digest
 from densekd.errors import ArgumentError, ConfigError, RunError
 from densekd.inference import WHOLE, EvaluationSpec
 from densekd.records import PlannedTeacher, RunRecord, StudyPlan, TeacherCost
@@ -74,13 +75,17 @@ class Made:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, chosen: str = "bfloat16") -> None:
         self.asked: list[str] = []
+        self.winograd: list[Any] = []
         self.chosen = chosen
         monkeypatch.setattr(fast_teacher, "_made", self._make)
 
-    def _make(self, parts: Parts, teacher: Any, spec: Any, dtype: str, scored: bool) -> Any:
-        self.asked.append(dtype)
-        found = self.chosen if dtype == "auto" else dtype
-        return SimpleNamespace(report=SimpleNamespace(dtype=found), notices=["slow", "teacher: seen"])
+    def _make(self, parts: Parts, teacher: Any, spec: Any, asked: dict[str, Any], scored: bool) -> Any:
+        self.asked.append(asked["dtype"])
+        self.winograd.append(asked["winograd"])
+        found = self.chosen if asked["dtype"] == "auto" else asked["dtype"]
+        layers = 3 if found == "float32" and asked["winograd"] is not False else 0
+        report = SimpleNamespace(dtype=found, winograd=layers)
+        return SimpleNamespace(report=report, notices=["slow", "teacher: seen"])
 
 
 def begun(engine: dict[str, Any] | None) -> RunRecord:
@@ -101,17 +106,49 @@ class TestNumberFormat:
         assert made.asked == ["bfloat16"]
         with pytest.raises(RunError, match="does not say what it chose"):
             fast_teacher.fast_teacher(replace(parts, before=begun(None)), torch.nn.Identity())
-        named = parts.recipe.model_copy(update={"teacher": _with_dtype(parts.recipe, "float32")})
+        named = parts.recipe.model_copy(update={"teacher": _with(parts.recipe, dtype="float32")})
         fast_teacher.fast_teacher(replace(parts, recipe=named, before=begun(None)), torch.nn.Identity())
         assert made.asked == ["bfloat16", "float32"]
 
     def test_of_several_processes_the_first_decides(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         made = Made(monkeypatch, chosen="float32")
-        second: Any = SimpleNamespace(from_first=lambda _what, _work: "bfloat16", first=False)
+        said = json.dumps({"dtype": "bfloat16", "winograd": False})
+        second: Any = SimpleNamespace(from_first=lambda _what, _work: said, first=False)
         assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), second).report.dtype == "bfloat16"
         first = Ranks.alone()
         assert fast_teacher.fast_teacher(parts, torch.nn.Identity(), first).report.dtype == "float32"
         assert made.asked == ["bfloat16", "auto"]
+
+    def test_winograds_form_is_decided_once_and_told(
+        self, tmp_path: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By the first process, also where the number format is named; a resume keeps it, and one of a run begun before
+        there was such a form goes on without."""
+        made = Made(monkeypatch, chosen="float32")
+        said = list[str]()
+
+        def from_first(_what: str, work: Any) -> str:
+            said.append(work())
+            return said[-1]
+
+        named = replace(parts, recipe=load_recipe(distillation(tmp_path, tmp_path / "t")))
+        first: Any = SimpleNamespace(from_first=from_first, first=True)
+        fast_teacher.fast_teacher(named, torch.nn.Identity(), first)
+        assert json.loads(said[0]) == {"dtype": "float32", "winograd": True}
+        second: Any = SimpleNamespace(from_first=lambda _what, _work: said[0], first=False)
+        fast_teacher.fast_teacher(named, torch.nn.Identity(), second)
+        for engine in ({"dtype": "float32", "winograd": 3}, {"dtype": "float32", "winograd": 0}, {"dtype": "float32"}):
+            fast_teacher.fast_teacher(replace(parts, before=begun(engine)), torch.nn.Identity())
+        assert made.winograd == ["auto", True, True, False, False]
+        assert set(made.asked) == {"float32"}
+
+    def test_recipes_of_before_keep_their_digest(self, parts: Parts) -> None:
+        before = parts.recipe.model_dump(mode="json", exclude={"published", "report", "track"})
+        assert before["teacher"]["engine"].pop("winograd") == "auto"
+        digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+        assert recipe_digest(parts.recipe) == digest
+        asked = parts.recipe.model_copy(update={"teacher": _with(parts.recipe, winograd=False)})
+        assert recipe_digest(asked) != digest
 
     def test_keys_are_checked(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"unknown key 'teacher\.engine\.dtyp'; did you mean 'dtype'"):
@@ -135,20 +172,23 @@ def test_errors_are_measured_at_the_lowest_temperature_over_positions(terms: lis
     assert fast_teacher._temperature(parts) == expected
 
 
-def _with_dtype(recipe: Recipe, dtype: str) -> Any:
+def _with(recipe: Recipe, **engine: Any) -> Any:
     assert recipe.teacher is not None
-    return recipe.teacher.model_copy(update={"engine": recipe.teacher.engine.model_copy(update={"dtype": dtype})})
+    return recipe.teacher.model_copy(update={"engine": recipe.teacher.engine.model_copy(update=engine)})
 
 
 class TestStudies:
     def test_every_run_is_told_what_was_chosen_once(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[str, bool, list[str]]] = []
+        winograds: list[bool | str] = []
 
         def make(parts: Parts, _teacher: Any, *, scored: bool) -> Any:
             assert parts.recipe.teacher is not None
             dtype = parts.recipe.teacher.engine.dtype
             asked.append((dtype, scored, [term.teacher for term in parts.recipe.terms]))
-            return SimpleNamespace(report=SimpleNamespace(dtype="bfloat16" if dtype == "auto" else dtype))
+            winograds.append(parts.recipe.teacher.engine.winograd)
+            found = "bfloat16" if dtype == "auto" else dtype
+            return SimpleNamespace(report=SimpleNamespace(dtype=found, winograd=3 * (found == "float32")))
 
         monkeypatch.setattr(study_engine, "fast_teacher", make)
         opened = Opened(parts, torch.nn.Identity(), "these weights")
@@ -163,8 +203,8 @@ class TestStudies:
             for seed in (0, 1):
                 own = method.recipe(found.base, seed)
                 assert own.teacher is not None
-                assert own.teacher.engine.dtype == "bfloat16"
-        assert found.planned == PlannedTeacher(dtype="bfloat16", sha256="these weights")
+                assert (own.teacher.engine.dtype, own.teacher.engine.winograd) == ("bfloat16", False)
+        assert found.planned == PlannedTeacher(dtype="bfloat16", winograd=False, sha256="these weights")
 
         plan = StudyPlan(
             budget="steps",
@@ -177,6 +217,16 @@ class TestStudies:
         other = Opened(parts, torch.nn.Identity(), "other weights")
         assert study_engine.settle(other, parts.recipe, methods, plan).planned.dtype == "bfloat16"
         assert [dtype for dtype, _, _ in asked] == ["auto", "float32", "auto"]
+
+        # the plan of a study that began before there was such a form: its runs' recipes say nothing of it
+        old = study_engine.settle(opened, parts.recipe, methods, plan)
+        assert old.base.teacher is not None
+        assert (old.planned.winograd, old.base.teacher.engine.winograd) == (None, "auto")
+        kept = plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"winograd": True})})
+        again = study_engine.settle(opened, parts.recipe, methods, kept)
+        assert again.base.teacher is not None
+        assert (again.planned.winograd, again.base.teacher.engine.winograd) == (True, True)
+        assert winograds == ["auto", "auto", "auto", "auto", True]
 
 
 class _StopAtOnce(Quiet):

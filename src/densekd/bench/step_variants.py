@@ -36,7 +36,7 @@ _TAP, _TERM = "logits", "channelwise"
 #: with the channels last, the class map's last up-sampling left to the task's loss
 DESCRIBED = {
     PUBLIC: "teacher and student float32, plain layout, eager; the loss as public codes write it",
-    "exact": "teacher with batch norms folded, float32; our loss",
+    "exact": "teacher with batch norms folded and, where faster, Winograd convolutions, float32; our loss",
     "exact+compile": "the same, the teacher compiled",
     "teacher bf16": "teacher in bfloat16, student float32",
     "teacher bf16, student bf16": "teacher in bfloat16, student under autocast",

@@ -102,9 +102,12 @@ class PlannedMethod(Record):
 
 
 class PlannedTeacher(Record):
-    """The number format of the teacher's fast copy, chosen once for all runs."""
+    """What the teacher's fast copy is like, chosen once for all runs."""
 
     dtype: str = Field(description='"float32", "bfloat16" or "float16"')
+    winograd: bool | None = Field(
+        default=None, description="convolutions are in Winograd's form; null: the plan is older than that form"
+    )
     sha256: str = Field(description="of the weights that it was chosen for")
 
 
@@ -120,7 +123,7 @@ class StudyPlan(Record):
     threads: int | None = Field(description="CPU threads of a run when it was made; null: torch's own choice")
     methods: list[PlannedMethod] = Field(description="each with its steps")
     teacher: PlannedTeacher | None = Field(
-        default=None, description="its number format; null: no fast copy chooses one"
+        default=None, description="its fast copy; null: no fast copy chooses anything"
     )
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)

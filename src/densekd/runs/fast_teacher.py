@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import chain, groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ Pair = tuple[Tensor, Tensor]
 def fast_teacher(parts: Parts, teacher: nn.Module, ranks: Ranks | None = None, *, scored: bool = True) -> FrozenTeacher:
     """The teacher as `teacher.engine` asks for it, measured on training images and on validation images with labels.
 
-    `dtype: auto` is decided once: by the first of several processes, and never again after a resume.
+    What `auto` comes to is decided once: by the first of several processes, and never again after a resume.
 
     Args:
         parts: data, recipe and device of the run; its notices get those of the copy.
@@ -49,58 +51,63 @@ def fast_teacher(parts: Parts, teacher: nn.Module, ranks: Ranks | None = None, *
         RunError: the run to go on with does not tell which number format its teacher had.
     """
     spec = require_teacher(parts.recipe)
-    dtype = _dtype(parts, spec)
+    asked = _asked(parts, spec)
     made: list[FrozenTeacher] = []
 
     def decide() -> str:
-        made.append(_made(parts, teacher, spec, dtype, scored))
-        return made[0].report.dtype
+        made.append(_made(parts, teacher, spec, asked, scored))
+        return json.dumps(decided(made[0]))
 
-    if dtype == "auto":
-        decided = decide() if ranks is None else ranks.from_first("the teacher's number format", decide)
-    else:
-        decided = dtype
+    if "auto" in asked.values():
+        asked = json.loads(decide() if ranks is None else ranks.from_first("what the teacher's copy is like", decide))
     scored = scored and (ranks is None or ranks.first)
-    found = made[0] if made else _made(parts, teacher, spec, decided, scored)
+    found = made[0] if made else _made(parts, teacher, spec, asked, scored)
     parts.notices.extend(_of_the_teacher(notice) for notice in found.notices)
     return found
+
+
+def decided(teacher: FrozenTeacher) -> dict[str, Any]:
+    """What `auto` came to, by key of `teacher.engine`: what makes the same copy again."""
+    return {"dtype": teacher.report.dtype, "winograd": teacher.report.winograd > 0}
 
 
 def _of_the_teacher(notice: str) -> str:
     return notice if notice.startswith("teacher: ") else f"teacher.engine: {notice}"
 
 
-def _dtype(parts: Parts, spec: TeacherSpec) -> str:
-    """The number format, where the recipe or the run to go on with says; else auto.
+def _asked(parts: Parts, spec: TeacherSpec) -> dict[str, Any]:
+    """The number format and whether convolutions are in Winograd's form: as the run to go on with was, else the recipe.
 
     Raises:
         RunError: that run's record does not say.
     """
     before = parts.before
-    if spec.engine.dtype != "auto" or before is None:
-        return spec.engine.dtype
+    if before is None:
+        return {"dtype": spec.engine.dtype, "winograd": spec.engine.winograd}
     engine = None if before.teacher is None else before.teacher.engine
-    begun = None if engine is None else engine.get("dtype")
-    if not isinstance(begun, str):
+    begun = spec.engine.dtype if engine is None else engine.get("dtype")
+    if not isinstance(begun, str) or begun == "auto":
         raise RunError(
             "teacher.engine.dtype is auto, and the record of the run to go on with does not say what it chose: it "
             "could go on under another teacher; start again with --force"
         )
-    return begun
+    # a record without the key is of a version that knew no such form
+    winograd = spec.engine.winograd is True if engine is None else engine.get("winograd", 0) > 0
+    return {"dtype": begun, "winograd": winograd}
 
 
-def _made(parts: Parts, teacher: nn.Module, spec: TeacherSpec, dtype: str, scored: bool) -> FrozenTeacher:
-    asked = spec.engine.model_dump(exclude={"dtype"})
+def _made(parts: Parts, teacher: nn.Module, spec: TeacherSpec, asked: dict[str, Any], scored: bool) -> FrozenTeacher:
+    others = spec.engine.model_dump(exclude=set(asked))
     try:
         return freeze_teacher(
             teacher,
             example=_example(parts, spec),
             taps=list(dict.fromkeys(term.teacher for term in parts.recipe.terms)),
-            dtype=dtype,
             temperature=_temperature(parts),
             held_out=_held_out(parts, teacher) if scored else None,
             ignore_index=_VOID,
             **asked,
+            **others,
         )
     except (ArgumentError, DtypeError, ModelError) as error:
         raise type(error)(f"teacher.engine: {error}") from error

@@ -13,6 +13,7 @@ from densekd.teacher.engine import Engine
 from densekd.teacher.engine_report import Candidate
 from densekd.teacher.fidelity import MapError
 from densekd.teacher.precision import Precision, convert
+from densekd.teacher.winograd import take_out
 
 # What a reduced format may cost, and what it must bring.
 LARGEST_ERROR = 0.01
@@ -71,6 +72,7 @@ def _short(error: Exception) -> str:
 def _copy(engine: Engine, precision: Precision) -> Engine:
     # together: the hooks in the network and the reader that reads them share what they write to
     network, reader = copy.deepcopy((engine.network, engine.reader))
+    take_out(network)
     return replace(engine, network=network, reader=reader, precision=precision)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from densekd.errors import ArgumentError, DtypeError, ModelError, nearest
@@ -29,6 +29,7 @@ class Options:
     dtype: str
     compile: bool
     cuda_graph: bool | str
+    winograd: bool | str
     device: torch.device | None
     micro_batch: int | None
     size: tuple[int, int] | None
@@ -43,6 +44,7 @@ def checked_options(
     flags: dict[str, Any],
     dtype: Any,
     cuda_graph: Any,
+    winograd: Any,
     device: Any,
     micro_batch: Any,
     size: Any,
@@ -61,8 +63,8 @@ def checked_options(
             raise DtypeError(f"{name}: expected True or False, got {value!r}")
     if flags["compile"]:
         check_compiler()
-    if not isinstance(cuda_graph, bool) and cuda_graph != "auto":
-        raise ArgumentError(f"cuda_graph: expected 'auto', True or False, got {cuda_graph!r}")
+    _switch("cuda_graph", cuda_graph)
+    _switch("winograd", winograd)
     named = () if isinstance(taps, str) or not isinstance(taps, Iterable) else tuple(taps)
     if not named or any(not isinstance(tap, str) for tap in named):
         raise ArgumentError(f"taps: expected a list of names as in ['logits', 'encoder.layer4'], got {taps!r}")
@@ -88,6 +90,7 @@ def checked_options(
         dtype=dtype,
         compile=flags["compile"],
         cuda_graph=cuda_graph,
+        winograd=winograd,
         device=None if device is None else checked_device(device),
         micro_batch=micro_batch,
         size=None if size is None else (size[0], size[1]),
@@ -95,6 +98,11 @@ def checked_options(
         num_classes=num_classes,
         ignore_index=ignore_index,
     )
+
+
+def _switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool) and value != "auto":
+        raise ArgumentError(f"{name}: expected 'auto', True or False, got {value!r}")
 
 
 def _whole(name: str, value: Any) -> None:
@@ -173,3 +181,27 @@ def copied(teacher: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network.float()
+
+
+def held_out_batches(held_out: Any) -> list[tuple[Tensor, Tensor]]:
+    """The held-out batches, none where `held_out` is None.
+
+    Raises:
+        ArgumentError: no batches of images and labels.
+    """
+    if held_out is None:
+        return []
+    found = []
+    for pair in held_out:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
+            raise ArgumentError(f"held_out: expected batches (images, labels), got a {type(pair).__name__}")
+        images, labels = pair
+        if images.dim() != 4 or labels.dim() != 3 or len(images) != len(labels):
+            raise ArgumentError(
+                "held_out: expected images (N, C, H, W) with labels (N, H, W), got shapes "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        found.append((images, labels))
+    if not found:
+        raise ArgumentError("held_out holds no batch; leave it out where there are no labels")
+    return found

@@ -52,6 +52,8 @@ class EngineReport:
         held_out: images they were taken from.
         seconds_plain, seconds: of one forward pass over the example, the fastest of several.
         candidates: the number formats that were compared, where there was a choice.
+        winograd: convolutions in Winograd's form, of the copy that is used.
+        winograd_why: why float32 has them or has none; empty where it was out of the question.
         notices: what the user should know, one line each.
     """
 
@@ -76,6 +78,8 @@ class EngineReport:
     seconds_plain: float
     seconds: float
     candidates: tuple[Candidate, ...]
+    winograd: int
+    winograd_why: str
     notices: tuple[str, ...]
 
     @property
@@ -97,6 +101,7 @@ class EngineReport:
             ("number format", self.dtype if self.dtype == "float32" else f"{self.dtype} ({how})"),
             ("chosen because", self.why),
             ("batch norms folded", _folded_words(self.folded, self.left)),
+            *self._winograd_rows(),
             ("also", ", ".join(self._also()) or "nothing"),
             ("device", self.device),
         ]
@@ -115,6 +120,11 @@ class EngineReport:
         shape = "x".join(map(str, self.example))
         rows.append(("seconds", f"{self.seconds:.4f}, plain {self.seconds_plain:.4f} ({self.speedup:.2f}x) on {shape}"))
         return rows
+
+    def _winograd_rows(self) -> list[tuple[str, str]]:
+        if not self.winograd_why or self.dtype != "float32":
+            return []
+        return [("Winograd convolutions", f"{self.winograd or 'none'} ({self.winograd_why})")]
 
     def _also(self) -> list[str]:
         found = [

@@ -15,7 +15,7 @@ from densekd.taps import TapReader, dry_run
 from densekd.teacher.choose import LARGEST_ERROR, LARGEST_MIOU_CHANGE, Measured, choose, in_format
 from densekd.teacher.compiled import Compiled
 from densekd.teacher.engine import Engine
-from densekd.teacher.engine_checks import Options, check_network, checked_options, copied
+from densekd.teacher.engine_checks import Options, check_network, checked_options, copied, held_out_batches
 from densekd.teacher.engine_report import Candidate, EngineReport
 from densekd.teacher.fidelity import MapError
 from densekd.teacher.fold import Folded, fold_batchnorm
@@ -25,6 +25,8 @@ from densekd.teacher.plain import Compared, Plain, plain_teacher, race, told
 from densekd.teacher.precision import channels_last
 from densekd.teacher.rounding import check_rounding
 from densekd.teacher.source import as_batch
+from densekd.teacher.winograd import take_out
+from densekd.teacher.winograd_fit import Changed, use_winograd
 
 
 def freeze_teacher(
@@ -37,6 +39,7 @@ def freeze_teacher(
     dtype: str = "auto",
     compile: bool = False,
     cuda_graph: bool | str = "auto",
+    winograd: bool | str = "auto",
     device: torch.device | str | None = None,
     micro_batch: int | None = None,
     size: tuple[int, int] | None = None,
@@ -64,6 +67,9 @@ def freeze_teacher(
         compile: `torch.compile` with frozen weights; needs a C++ compiler.
         cuda_graph: record the forward pass of each shape (up to 4) as a CUDA graph and replay it; "auto" does so on
             CUDA where it can be recorded.
+        winograd: on the CPU in float32, have 3x3 convolutions of stride 1 multiply a quarter as much, at four times
+            the memory of their weights besides (`densekd.teacher.winograd`); "auto" does so where the whole teacher
+            takes 20 ms or more on the example and is at least 1.1 times as fast with it.
         device: a device of its own, which it keeps; maps come back to the device of the images.
         micro_batch: images run at once at most.
         size: `(height, width)` the images are brought to, where the distiller's `TeacherInput` does not do so.
@@ -78,12 +84,20 @@ def freeze_teacher(
         TapError: a tap that cannot be read.
         ModelError: the teacher cannot be copied, fails, or has no values; there is no C++ compiler; the fast copy
             gives NaN or infinite values, or in float32 differs by more than rounding.
+
+    >>> teacher = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 5, 1))
+    >>> frozen = freeze_teacher(teacher, example=torch.rand(2, 3, 16, 16), dtype="float32")
+    >>> frozen.report.folded  # batch normalisations that are no step of their own any more
+    1
+    >>> max(error.softened for error in frozen.report.errors.values()) < 1e-4  # of the softened maps
+    True
     """
     options = checked_options(
         taps=taps,
         flags={"fold_batchnorm": fold_batchnorm, "channels_last": channels_last, "compile": compile},
         dtype=dtype,
         cuda_graph=cuda_graph,
+        winograd=winograd,
         device=device,
         micro_batch=micro_batch,
         size=size,
@@ -93,27 +107,8 @@ def freeze_teacher(
     )
     check_network(teacher)
     batch = as_batch(example)
-    with plain_teacher(teacher, options, batch, _batches(held_out)) as plain:
+    with plain_teacher(teacher, options, batch, held_out_batches(held_out)) as plain:
         return _Making(plain, options).make(teacher)
-
-
-def _batches(held_out: Any) -> list[tuple[Tensor, Tensor]]:
-    if held_out is None:
-        return []
-    found = []
-    for pair in held_out:
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
-            raise ArgumentError(f"held_out: expected batches (images, labels), got a {type(pair).__name__}")
-        images, labels = pair
-        if images.dim() != 4 or labels.dim() != 3 or len(images) != len(labels):
-            raise ArgumentError(
-                "held_out: expected images (N, C, H, W) with labels (N, H, W), got shapes "
-                f"{tuple(images.shape)} and {tuple(labels.shape)}"
-            )
-        found.append((images, labels))
-    if not found:
-        raise ArgumentError("held_out holds no batch; leave it out where there are no labels")
-    return found
 
 
 @dataclass
@@ -123,6 +118,7 @@ class _Making:
     plain: Plain
     options: Options
     folded: Folded = field(default_factory=Folded)
+    winograd: Changed = field(default_factory=Changed)
     notices: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     compared: dict[Engine, Compared] = field(default_factory=dict)
@@ -166,7 +162,22 @@ class _Making:
             channels_last(network)
             engine.channels_last = True
         self._check_exact(engine, f"after folding {len(self.folded.folded)} batch normalisations")
+        self._use_winograd(engine)
         return engine
+
+    def _use_winograd(self, engine: Engine) -> None:
+        self.winograd, self.notices[:0] = use_winograd(engine, self.plain.batch, self.options)
+        if not self.winograd.layers:
+            return
+        self._forget(engine)
+        try:
+            self._check_rounding(engine, self._compared(engine).errors, "in Winograd's form", "winograd=False")
+        except ModelError:
+            if self.options.winograd is True:
+                raise
+            self._forget(engine)
+            take_out(engine.network)
+            self.winograd = Changed(0, "the maps differ by more than rounding with it")
 
     def _fold(self, network: nn.Module, run: Callable[[], Any], tapped: Iterable[str]) -> None:
         try:
@@ -191,8 +202,8 @@ class _Making:
             ) from error
         self._check_rounding(engine, errors, what)
 
-    def _check_rounding(self, engine: Engine, errors: Mapping[str, MapError], what: str) -> None:
-        check_rounding(self.plain, engine, errors, set(self.folded.folded.values()), what)
+    def _check_rounding(self, engine: Engine, errors: Mapping[str, MapError], *words: str) -> None:
+        check_rounding(self.plain, engine, errors, set(self.folded.folded.values()), *words)
 
     def _in_format(self, exact: Engine) -> tuple[Engine, str]:
         name = self.options.dtype
@@ -258,6 +269,8 @@ class _Making:
             seconds_plain=self.seconds[plain.engine],
             seconds=self.seconds[engine],
             candidates=tuple(self.candidates),
+            winograd=self.winograd.layers if engine.precision.name == "float32" else 0,
+            winograd_why=self.winograd.why,
             notices=tuple(dict.fromkeys([*plain.notices, *self.notices])),
         )
 

@@ -16,6 +16,7 @@ from densekd.teacher.engine import Engine
 from densekd.teacher.engine_report import EngineReport
 from densekd.teacher.graph import Graphs
 from densekd.teacher.source import Batch
+from densekd.teacher.winograd import take_out
 
 
 class FrozenTeacher:
@@ -91,6 +92,9 @@ class FrozenTeacher:
     def maps(self, batch: Batch) -> dict[str, Tensor]:
         """The tapped maps `(N, C, H, W)` of one batch, without a graph, always in evaluation mode.
 
+        Args:
+            batch: what the network gets.
+
         Raises:
             TapError: a tap did not fire this time, or `close()` was called.
         """
@@ -101,6 +105,9 @@ class FrozenTeacher:
 
         On CUDA it runs on a stream of its own, beside what the caller does until it asks for the maps. Elsewhere it
         is done when `submit` returns.
+
+        Args:
+            batch: what the network gets.
         """
         engine = self._engine
         if engine.network.training:
@@ -147,7 +154,11 @@ class FrozenTeacher:
         self._told = len(since)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stays in evaluation mode, whatever `mode` says."""
+        """Stays in evaluation mode, whatever `mode` says.
+
+        Args:
+            mode: without effect.
+        """
         self.network.eval()
         return self
 
@@ -163,6 +174,7 @@ class FrozenTeacher:
             return self
         device = fn(torch.empty(0, device=engine.device)).device
         if device != engine.device:
+            take_out(engine.network)
             engine.network.to(device)
             self._moved.append(f"it was measured on {engine.device} and runs on {device} now")
             engine.device = device

@@ -218,13 +218,14 @@ def race(engines: Sequence[Engine], batch: Batch) -> list[float]:
     start = time.perf_counter()
     for _ in range(_ROUNDS):
         for place, engine in enumerate(engines):
-            best[place] = min(best[place], _seconds(engine, batch))
+            best[place] = min(best[place], seconds_of(engine, batch))
         if time.perf_counter() - start > _SECONDS:
             break
     return best
 
 
-def _seconds(engine: Engine, batch: Batch) -> float:
+def seconds_of(engine: Engine, batch: Batch) -> float:
+    """Seconds of one forward pass over the batch."""
     _wait(engine.device)
     start = time.perf_counter()
     engine.maps(batch)

@@ -25,7 +25,12 @@ _FACTOR = 10.0
 
 
 def check_rounding(
-    plain: Plain, engine: Engine, errors: Mapping[str, MapError], folded: Collection[str], what: str
+    plain: Plain,
+    engine: Engine,
+    errors: Mapping[str, MapError],
+    folded: Collection[str],
+    what: str,
+    instead: str = "fold_batchnorm=False, and compile=False if that does not help",
 ) -> None:
     """Refuse a float32 engine whose maps differ from the plain teacher's by more than rounding explains.
 
@@ -34,7 +39,7 @@ def check_rounding(
 
     Args:
         folded: paths of the layers that took in a normalisation, which give something else on purpose.
-        what: what was done, for the message.
+        what, instead: what was done, and what to use, for the message.
 
     Raises:
         ModelError: it is further away, or not finite; with the first module that gives something else, if it can
@@ -50,8 +55,7 @@ def check_rounding(
             where = f"; the first module that gives something else is {module!r}" if module else ""
             raise ModelError(
                 f"the fast copy of the teacher is wrong: {what} its map {tap!r} of the example errs by {value:.2g} "
-                f"(relative L2), and rounding explains {allowed[tap]:.2g}{where}; use fold_batchnorm=False, and "
-                "compile=False if that does not help"
+                f"(relative L2), and rounding explains {allowed[tap]:.2g}{where}; use {instead}"
             )
 
 
