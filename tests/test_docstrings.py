@@ -21,6 +21,7 @@ import densekd
 from densekd import errors
 from densekd.errors import DensekdError, DtypeError, ShapeError, TapError
 
+pytestmark = pytest.mark.slow  # imports all that is public
 ROOT = Path(__file__).resolve().parent.parent
 API = ROOT / "docs" / "api"
 _DIRECTIVE = re.compile(r"^::: (?P<name>[\w.]+)$", re.MULTILINE)
@@ -216,7 +217,6 @@ def examples(module: str) -> list[doctest.DocTest]:
     return [test for test in doctest.DocTestFinder().find(found, globs=given) if test.examples]
 
 
-@pytest.mark.slow
 def test_examples_give_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -230,7 +230,6 @@ def test_examples_give_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert runner.summarize(verbose=False).attempted > 100
 
 
-@pytest.mark.slow
 def test_main_names_have_examples() -> None:
     shown = {test.name for module in modules() for test in examples(module)}
     functions = [found for found in vars(densekd.functional).values() if inspect.isfunction(found)]
@@ -243,7 +242,6 @@ def test_main_names_have_examples() -> None:
     assert len(shown) >= 50
 
 
-@pytest.mark.slow
 def test_a_wrong_example_is_found() -> None:
     said: list[str] = []
     wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)

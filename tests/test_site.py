@@ -119,6 +119,18 @@ def test_links_are_replaced_outside_code() -> None:
     assert MARKDOWN.heading("text\n# Models: short names\n# Other") == "Models"
 
 
+def test_names_of_the_api_become_links_once() -> None:
+    known = {"densekd.Term": "densekd.Term", "channelwise_kl": "densekd.functional.channelwise_kl"}
+    text = (
+        "# `densekd.Term`\n`densekd.Term` `densekd.Term` [`channelwise_kl`](a.md) `x` ``y `channelwise_kl` ``\n"
+        "```\n`channelwise_kl`\n```\n`channelwise_kl()`"
+    )
+    assert MARKDOWN.cross_linked(text, known.get) == (
+        "# `densekd.Term`\n[`densekd.Term`][densekd.Term] `densekd.Term` [`channelwise_kl`](a.md) `x` "
+        "``y `channelwise_kl` ``\n```\n`channelwise_kl`\n```\n[`channelwise_kl()`][densekd.functional.channelwise_kl]"
+    )
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Any:
     files = {
@@ -197,6 +209,9 @@ def test_docstrings_become_markdown() -> None:
     apart = docstrings.entries(text)
     assert "    a: any (N, *spatial).\n        More of it.\n    b: any (N, *spatial).\n        More of it.\n" in apart
     assert docstrings.raised(apart) == ["ShapeError", "DtypeError"]
+    assert docstrings.meant("densekd.train") == "densekd.train"
+    assert docstrings.meant("FeatureMimic") == "densekd.losses.FeatureMimic"
+    assert [docstrings.meant(word) for word in ("train", "Report", "no_such_name")] == [None, None, None]
     made = docstrings.marked_up(apart).split("\n")
     assert made[0] == (
         r"Sum of a\*b, a &lt;b, and (N, \*spatial); see "

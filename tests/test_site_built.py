@@ -54,7 +54,10 @@ def test_names_of_the_api_lead_to_each_other(site: Path) -> None:
     assert 'id="densekd.Distiller"' in text
     assert 'href="teacher.html#densekd.TeacherSource"' in text
     assert 'href="errors.html#densekd.errors.TapError"' in text
+    guide = (site / "losses" / "channelwise.html").read_text(encoding="utf-8")
+    assert 'href="../api/functional.html#densekd.functional.channelwise_mse"' in guide
     text = (site / "api" / "functional.html").read_text(encoding="utf-8")
+    assert 'href="errors.html#densekd.errors.ShapeError"' in text  # its module does not import the error
     assert "<blockquote>" not in text
     assert text.count("&gt;&gt;&gt;") >= 17
 

@@ -39,6 +39,16 @@ def documented() -> dict[str, str]:
     return names | {f"densekd.{last}": name for last, name in plain.items()} | {name: name for name in whole}
 
 
+def meant(name: str) -> str | None:
+    """What a page of the guide means by a name in code, if an API page shows it: never a word of other meaning.
+
+    Args:
+        name: as it stands on the page.
+    """
+    sure = name.startswith("densekd.") or re.fullmatch(r"[a-z]+_\w+|[A-Z][a-z]+[A-Z]\w*", name)
+    return documented().get(name) if sure else None
+
+
 def entries(text: str) -> str:
     """The docstring with one name to an entry of Args, Attributes and Raises.
 
@@ -184,9 +194,9 @@ class Docstrings(griffe.Extension):
         if obj.docstring is not None:
             text = entries(obj.docstring.value)
             for error in raised(text):
-                whole = documented().get(error)
-                if whole:  # else a link would need the module to import it
-                    obj.module.imports.setdefault(error, whole)
+                if error in documented() and error not in obj.module.members:
+                    # known in the module as if it imported it: else its name is no link
+                    obj.module.set_member(error, griffe.Alias(error, documented()[error], parent=obj.module))
             obj.docstring.value = marked_up(text, obj.path)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from site_markdown import lists, relinked, shown
+from site_docstrings import meant
+from site_markdown import cross_linked, lists, relinked, shown
 from site_repository import Repository
 
 _SEEDS = ("CHANGELOG.md", "CONTRIBUTING.md")
@@ -33,4 +34,5 @@ def on_page_markdown(text: str, *, page: Any, **_: object) -> str:
     uri, repository = page.file.src_uri, _OF_BUILD["now"]
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]
-    return relinked(lists(shown(text)), partial(repository.linked, uri), partial(repository.title, uri))
+    made = relinked(lists(shown(text)), partial(repository.linked, uri), partial(repository.title, uri))
+    return made if uri.startswith("api/") else cross_linked(made, meant)

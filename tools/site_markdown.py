@@ -15,6 +15,10 @@ _COMMENT = re.compile(rf"{_CODE}|<!--.*?-->(?P<end>\n?)", re.MULTILINE | re.DOTA
 _LINK = re.compile(
     rf"{_CODE}|(?P<file>(?<!!)\[[\w./-]+\.(?:md|py)(?=\]\())?\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL
 )
+# headings and what is a link already are left alone
+_NAME = re.compile(
+    rf"^#[^\n]*|!?\[[^\]]*\]\([^)]*\)|(?<!`)`(?P<name>[\w.]+)(?:\(\))?`(?!`)|{_CODE}", re.MULTILINE | re.DOTALL
+)
 _ITEM = re.compile(r"(?P<marker>[*+-]|\d+[.)]) +\S")
 
 
@@ -75,6 +79,25 @@ def relinked(text: str, link: Callable[[str], str], title: Callable[[str], str])
         return f"{'[' + name if name else words}]({link(found['target'])})"
 
     return _LINK.sub(replaced, text)
+
+
+def cross_linked(text: str, documented: Callable[[str], str | None]) -> str:
+    """The page with names that the API documents made links, each where it stands first.
+
+    Args:
+        text: Markdown.
+        documented: from the words of code to the name to link; None: no such name.
+    """
+    seen: set[str] = set()
+
+    def linked(found: re.Match[str]) -> str:
+        name = documented(found["name"]) if found["name"] else None
+        if name is None or name in seen:
+            return found[0]
+        seen.add(name)
+        return f"[{found[0]}][{name}]"
+
+    return _NAME.sub(linked, text)
 
 
 def heading(text: str) -> str:
