@@ -118,22 +118,28 @@ class TestBeforeAnyWork:
         wandb = pytest.importorskip("wandb")
         monkeypatch.setattr(check, "_require_server", lambda: None)
         monkeypatch.setattr(wandb.setup().settings, "mode", "online")
-        asked_for = []
+        asked_for, spoken = [], wandb.setup().settings.silent
 
-        def login(**options):
-            asked_for.append(options)
+        def login(prompt=True, verify=False):
+            asked_for.append((prompt, verify))
             return False
 
         monkeypatch.setattr(wandb, "login", login)
         with pytest.raises(ConfigError, match=r"no login on this machine: `wandb login`; with WANDB_MODE=offline"):
             require_trackers(asked(track="wandb").track)
-        assert asked_for == [{"prompt": False, "verify": True}]
+        assert asked_for == [(False, True)]
 
-        def refused(**options):
+        def refused(prompt=True, verify=False):
             raise wandb.errors.AuthenticationError("expired")
 
         monkeypatch.setattr(wandb, "login", refused)
         with pytest.raises(ConfigError, match=r"refuses the login \(expired\).*--relogin"):
+            require_trackers(asked(track="wandb").track)
+        assert wandb.setup().settings.silent == spoken
+
+        monkeypatch.setattr(wandb, "login", lambda key=None: 1 / 0)
+        monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
+        with pytest.raises(ConfigError, match="no login on this machine"):
             require_trackers(asked(track="wandb").track)
 
 

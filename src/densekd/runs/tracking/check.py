@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 from densekd.config import TrackSpec
@@ -33,10 +34,8 @@ def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, as the user has set W&B up: `WANDB_MODE`, `wandb offline`."""
     import wandb
 
-    settings = wandb.setup().settings
-    if settings._noop:
-        return "disabled"
-    return "offline" if settings._offline else "online"
+    mode: str = wandb.setup().settings.mode
+    return {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
 
 
 def _require_server() -> None:
@@ -74,7 +73,6 @@ def _require_login() -> None:
 
 
 def _known(wandb: Any) -> bool:
-    try:
+    if "prompt" in inspect.signature(wandb.login).parameters:
         return bool(wandb.login(prompt=False, verify=True))
-    except TypeError:  # versions that cannot be told not to ask
-        return wandb.api.api_key is not None
+    return wandb.api.api_key is not None  # versions that cannot be told not to ask
