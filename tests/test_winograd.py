@@ -111,6 +111,16 @@ class TestValues:
             winograd_conv2d(torch.zeros(shape), form, None, dilation, dilation)
             assert counts == expected
 
+    def test_one_operator_under_a_compiler(self) -> None:
+        """Its fake has the shape and the strides of what it gives."""
+        for size, padding, dilation in (((12, 8), (1, 1), (1, 1)), ((9, 14), (0, 3), (2, 1))):
+            conv, x = made(2, 3, padding=padding, dilation=dilation), torch.randn(2, 2, *size)
+            inputs = (x, winograd_weight(conv.weight), conv.bias, padding, dilation)
+            found = torch.ops.densekd.winograd_conv2d(*inputs)
+            fake = torch.ops.densekd.winograd_conv2d(*(i.to("meta") if isinstance(i, Tensor) else i for i in inputs))
+            assert (fake.shape, fake.stride()) == (found.shape, found.stride())
+            torch.testing.assert_close(found.double(), exact(conv, x), rtol=1e-5, atol=1e-5)
+
     def test_tiles_cover_the_output(self) -> None:
         assert tiles((32, 33), (1, 1)) == (8, 9)
         assert tiles((32, 33), (2, 4)) == (4, 3)

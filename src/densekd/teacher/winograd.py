@@ -121,6 +121,27 @@ def winograd_conv2d(
     return whole[:, : size[0], : size[1]].permute(0, 3, 1, 2)
 
 
+def _made(images: Tensor, form: Tensor, bias: Tensor | None, padding: list[int], dilation: list[int]) -> Tensor:
+    return winograd_conv2d(images, form, bias, (padding[0], padding[1]), (dilation[0], dilation[1]))
+
+
+def _fake(images: Tensor, form: Tensor, bias: Tensor | None, padding: list[int], dilation: list[int]) -> Tensor:
+    steps = (TILE * dilation[0], TILE * dilation[1])
+    size = output_size((images.shape[2], images.shape[3]), (padding[0], padding[1]), (dilation[0], dilation[1]))
+    covered = (-(-extent // step) * step for extent, step in zip(size, steps, strict=True))
+    whole = images.new_empty(len(images), *covered, form.shape[2])
+    return whole[:, : size[0], : size[1]].permute(0, 3, 1, 2)
+
+
+# One operator under `torch.compile`: its loop over blocks of tiles would be unrolled there, for minutes.
+torch.library.define(
+    "densekd::winograd_conv2d",
+    "(Tensor images, Tensor form, Tensor? bias, int[2] padding, int[2] dilation) -> Tensor",
+)
+torch.library.impl("densekd::winograd_conv2d", "CompositeExplicitAutograd", _made)
+torch.library.register_fake("densekd::winograd_conv2d", _fake)
+
+
 def _blocks(count: int, rows: int, per_row: int) -> Iterator[tuple[slice, slice]]:
     """Images and rows of tiles that are worked on together."""
     if rows * per_row <= _TILES:
@@ -160,6 +181,9 @@ class WinogradConv2d(nn.Conv2d):
         padding, dilation = geometry(self)
         if min(output_size((input.shape[2], input.shape[3]), padding, dilation)) < 1:
             return super().forward(input)  # which says what is wrong
+        if torch.compiler.is_compiling():
+            made: Tensor = torch.ops.densekd.winograd_conv2d(input, self.winograd, self.bias, padding, dilation)
+            return made
         return winograd_conv2d(input, self.winograd, self.bias, padding, dilation)
 
 
