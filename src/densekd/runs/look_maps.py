@@ -202,7 +202,7 @@ class MapLooks:
             tensors |= planes
         photos: dict[str, bytes] = {}
         images, augment = [], self.parts.recipe.data.augment
-        for place, index in enumerate(self.indices):
+        for place, index in enumerate(self.indices if self.terms else ()):
             name = f"map-{place:02}.jpg"
             photos[name] = seen_file(self.photos[index], augment.mean, augment.std)
             images.append(MapImage(index=index, name=as_text(self.parts.data.val.name_of(index)), file=name))
