@@ -1,4 +1,7 @@
-"""Run folders without a training: a network's first weights, and a record that says what a test needs."""
+"""Run folders without a training: a network's first weights, and a record that says what a test needs.
+
+And an exported file in Python.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densekd import files
 from densekd.config import dump_recipe, load_recipe
+from densekd.export.exported import check_images
+from densekd.export.manifest import Evaluated, InputInfo, InsideInfo, Manifest, NetworkInfo, Source
 from densekd.models.build import build_model
 from densekd.models.specs import ModelSpec
 from densekd.records import RunRecord, dump
 from densekd.records.run import BestScores, Cost, NetworkCost, Scores, TeacherCost
 from densekd.runs import Run
 
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.2)
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole", "sign", "rider")
 
 
@@ -81,3 +87,50 @@ def _settle(network: nn.Module) -> None:
             value.copy_(0.1 * torch.randn(value.shape, generator=generator))
         elif name.endswith("running_var"):
             value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+
+
+class File:
+    """An exported file in Python: class 0 where red is above its mean, 1 elsewhere; it keeps what it was given."""
+
+    def __init__(self, inside: dict[str, Any] | None = None, evaluated: Evaluated | None = None, **given: Any) -> None:
+        best = record_of(("a", "b")).best
+        assert best is not None
+        self.path = Path("student.onnx")
+        self.manifest = Manifest(
+            format="onnx",
+            classes=("a", "b"),
+            binary=given.pop("binary", False),
+            network=NetworkInfo(model="smp:FPN"),
+            input=InputInfo(mean=MEAN, std=STD, **given),
+            inside=InsideInfo(**(inside or {})),
+            evaluated=evaluated or Evaluated(),
+            source=Source(run="r", seed=0, method="none", student_sha256="", recipe_sha256="", scores=best),
+        )
+        self.seen: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images, self.manifest, self.path)
+        self.seen.append(images)
+        red = images[:, :1]
+        if self.manifest.input.values == "0..255":
+            red = (red / 255 - MEAN[0]) / STD[0]
+        logits = red if self.manifest.binary else torch.cat([red, -red], 1)
+        kind = self.manifest.inside.output
+        if kind == "softmax":
+            return logits.sigmoid() if self.manifest.binary else logits.softmax(1)
+        if kind == "argmax":
+            return (logits[:, 0] > 0).long() if self.manifest.binary else logits.argmax(1)
+        return logits
+
+
+def image(height: int = 12, width: int = 20) -> Tensor:
+    """Red on the left, none on the right; a border that no resizing moves."""
+    made = torch.zeros(3, height, width, dtype=torch.uint8)
+    made[0, :, : width // 2] = 255
+    return made
+
+
+def expected(height: int = 12, width: int = 20) -> Tensor:
+    ids = torch.ones(height, width, dtype=torch.int64)
+    ids[:, : width // 2] = 0
+    return ids

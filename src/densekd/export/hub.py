@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from densekd.export.weights import Watch, as_json, manifest_of, verified
 CARD = "README.md"
 
 
-def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Watch | None = None) -> Manifest:
+def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Watch | None = None) -> TorchStudent:
     """Write the folder, load it with the student's library, and compare what that gives; then give it its name.
 
     segmentation-models-pytorch and transformers: what their `save_pretrained` writes; for transformers also the names
@@ -47,7 +48,7 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
         watch: called with (batches done, batches in all).
 
     Returns:
-        The manifest that went into the folder.
+        The student as the library loaded it, with the manifest that went into the folder.
 
     Raises:
         ExportError: the library loads something else, or nothing; no folder is left.
@@ -77,7 +78,7 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
     contents[CARD] = card_text(student, manifest, folder.name, contents).encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
     files.write_folder(folder, contents)
-    return manifest
+    return replace(opened, manifest=manifest)
 
 
 def open_hub_folder(folder: Path, device: str = "cpu", threads: int | None = None) -> TorchStudent:

@@ -11,7 +11,6 @@ from densekd.export.exported import Exported
 from densekd.export.extras import require_export
 from densekd.export.hub import CARD, write_hub_folder
 from densekd.export.images import real_images
-from densekd.export.load import load_exported
 from densekd.export.make import GraphExport, command_of
 from densekd.export.manifest import FILE, Format, OutputKind, Size
 from densekd.export.options import GraphOptions, Int8Options
@@ -113,11 +112,10 @@ def _library_export(
         watch.counting("verifying", done, total)
 
     if to == "hub-folder":
-        write_hub_folder(student, target, seen, verifying)
+        made = write_hub_folder(student, target, seen, verifying)
         watch.said(f"to publish it, choose a license in {target / CARD}, then: hf upload OWNER/NAME {target}")
-    else:
-        write_weights(student, target, seen, verifying)
-    return load_exported(target)
+        return made
+    return write_weights(student, target, seen, verifying)
 
 
 def _require_plain(to: Format, options: GraphOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from densekd.export.verify import compare
 Watch = Callable[[int, int], None]
 
 
-def write_weights(student: Student, path: Path, real: RealImages, watch: Watch | None = None) -> Manifest:
+def write_weights(student: Student, path: Path, real: RealImages, watch: Watch | None = None) -> TorchStudent:
     """Write the weights as one safetensors file, open it again, and compare what its network gives.
 
     The tensors have the names, shapes and number formats of the run's `student.safetensors`. `path` gets its content
@@ -45,7 +46,7 @@ def write_weights(student: Student, path: Path, real: RealImages, watch: Watch |
         watch: called with (batches done, batches in all).
 
     Returns:
-        The manifest that went into the file.
+        The student as it was opened again, with the manifest that went into the file.
 
     Raises:
         ExportError: the file does not give what the student gives; nothing is left of it.
@@ -63,7 +64,7 @@ def write_weights(student: Student, path: Path, real: RealImages, watch: Watch |
         files.write_tensors(path, tensors, {KEY: manifest.text()})
     finally:
         temporary.unlink(missing_ok=True)
-    return manifest
+    return replace(opened, manifest=manifest)
 
 
 def open_weights(path: Path, device: str = "cpu", threads: int | None = None) -> TorchStudent:

@@ -130,10 +130,10 @@ def _opened(path: Path) -> Any:
         container = av.open(str(path))
     except _errors() as error:
         raise DataError(f"{path}: cannot be read as a video ({_reason(error)})") from None
-    streams = container.streams.video
+    streams, count = container.streams.video, len(container.streams)
     if not streams:
         container.close()
-        raise DataError(f"{path}: holds no video ({len(container.streams)} streams of other kinds)")
+        raise DataError(f"{path}: holds no video ({count} streams of other kinds)")
     if streams[0].codec_context is None:
         container.close()
         raise DataError(f"{path}: its codec is unknown here; convert it to h264 or vp9")
