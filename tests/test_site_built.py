@@ -86,7 +86,6 @@ def opened(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
         shown_page = context.new_page()
         shown_page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
         shown_page.on("pageerror", lambda error: found.append(str(error)))
-        shown_page.on("requestfailed", lambda asked: found.append(f"failed: {asked.url}"))
         ours = (site.as_uri(), "data:", "blob:", "about:")
         shown_page.on("request", lambda asked: None if asked.url.startswith(ours) else found.append(asked.url))
         shown_page.goto((site / page).as_uri())
