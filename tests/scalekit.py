@@ -90,6 +90,7 @@ def recipe(root: Path, **changes: Any) -> dict[str, Any]:
         "student": {"model": f"{root}/nets.py:grouped"},
         "train": train,
         "runtime": runtime,
+        "report": {"page": False, "images": 0, "channels": 0},
         **changes,
     }
 

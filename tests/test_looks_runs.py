@@ -195,16 +195,17 @@ def test_a_binary_task(place, tmp_path):
     assert kept(run, "pictures.json", PicturesFile).classes == ["back", "crack"]
 
 
-class TestBeside:
-    @pytest.fixture(scope="class")
-    def pair(self, alone, whole, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("pair")
-        for run in (alone, whole):
-            shutil.copytree(run.path, folder / run.path.name)
-        runs = Run.load(folder / "alone"), Run.load(folder / "distilled")
-        assert keep_beside(*runs, lambda _done, _total: None) == []
-        return runs
+@pytest.fixture(scope="module")
+def pair(self, alone, whole, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    for run in (alone, whole):
+        shutil.copytree(run.path, folder / run.path.name)
+    runs = Run.load(folder / "alone"), Run.load(folder / "distilled")
+    assert keep_beside(*runs, lambda _done, _total: None) == []
+    return runs
 
+
+class TestBeside:
     def test_images_are_those_where_the_best_students_differ_most(self, pair):
         beside = pair[1].path / "looks" / "beside"
         found = PicturesFile.model_validate(files.read_json(beside / "pictures.json"))

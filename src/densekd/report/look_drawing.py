@@ -16,9 +16,8 @@ from densekd.pictures import Color, colourise
 SHOWN = 240
 """Pixels of the longer side that a picture has at least; smaller ones are enlarged, their own pixels visible."""
 WRONG: Color = (213, 62, 30)
-UNLABELLED: Color = (112, 116, 124)
+UNLABELLED: Color = (64, 66, 72)
 COLORMAP = "inferno"
-_VOID: Color = (64, 66, 72)
 _FADED = 0.55
 _UNDER = 0.35
 
@@ -30,12 +29,12 @@ def photograph(data: bytes) -> Image.Image:
 
 
 def classes_picture(ids: Tensor, palette: Sequence[Color]) -> Image.Image:
-    """Every class in its colour, what has no label in grey."""
-    return colourise(ids, palette, void=_VOID)
+    """Every class in its colour, what has no label dark."""
+    return colourise(ids, palette, void=UNLABELLED)
 
 
 def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: int) -> Image.Image:
-    """The image in pale grey, red where the answer is wrong, darker grey where nothing is labelled.
+    """The image in pale grey, red where the answer is wrong, dark where nothing is labelled.
 
     Args:
         truth, answer: class ids `(h, w)`; `classes` or more stands for no label.

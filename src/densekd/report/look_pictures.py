@@ -49,7 +49,7 @@ def pictures_body(record: PicturesFile, held: Mapping[str, bytes]) -> Markup:
 def legend(record: PicturesFile) -> Markup:
     """Names and colours of the classes that are in the pictures' data set, and of the error maps."""
     entries = list(zip(record.classes, record.palette, strict=True))
-    marks = [*entries, ("wrong (in error maps)", WRONG), ("no label (in error maps)", UNLABELLED)]
+    marks = [*entries, ("no label", UNLABELLED), ("wrong (in error maps)", WRONG)]
     items = [
         Markup('<span style="white-space:nowrap"><i style="{};background:rgb({} {} {})"></i>{}</span>').format(
             Markup(_SWATCH), *color, name
