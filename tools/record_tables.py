@@ -2,7 +2,7 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`), `steps` (`densekd bench step`), `scaling` (`densekd bench scaling`: exponents),
+`methods` (`densekd bench methods`), `latency` (`densekd bench latency`), `steps` (`densekd bench step`), `scaling` (`densekd bench scaling`: exponents),
 `views` (`cache_views.py`: what stored views cost and give), `published` (what the recipes of a folder,
 `recipes:FOLDER`, say others published),
 `networks` (what the networks with short names stand for and cost).
@@ -189,6 +189,30 @@ def steps(file: str, record: dict[str, Any]) -> list[str]:
     return _rows([*header, "error of softened maps, %"], rows)
 
 
+def latency(file: str, record: dict[str, Any]) -> list[str]:
+    """A row per network and size: one image at a time, images per second, memory, size of the file."""
+    rows = []
+    for number, case in enumerate(record["cases"]):
+        place = f"cases[{number}]"  # names of cases hold commas where files are called so
+        cells = [_mark(file, f"{place}.{key} * 1000 .2f") for key in ("median_seconds", "extra.p95_seconds")]
+        cells.append("" if case["ratio"] is None else f"{_mark(file, f'{place}.ratio .2f')}x")
+        rate = _mark(file, f"{place}.extra.images_per_second .0f")
+        cells.append(f"{rate} at {_mark(file, f'{place}.extra.best_batch')}")
+        cells.append("" if case["peak_bytes"] is None else _mark(file, f"{place}.peak_bytes / 1e6 .1f"))
+        cells.append(_mark(file, f"{place}.extra.file_bytes / 1e6 .2f"))
+        rows.append([f"{case['variant']}, `{case['name']}`", *cells])
+    header = [
+        "network",
+        "one image, ms",
+        "p95, ms",
+        "times the teacher",
+        "images/s, at batch",
+        "memory, MB",
+        "file, MB",
+    ]
+    return _rows(header, rows)
+
+
 def scaling(file: str, record: dict[str, Any]) -> list[str]:
     """A row per loss: along each axis the exponent of time with those of single rounds, and that of memory."""
     largest = {
@@ -281,6 +305,7 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "loss": loss,
     "methods": methods,
     "steps": steps,
+    "latency": latency,
     "scaling": scaling,
     "views": views,
     "published": published,
