@@ -14,6 +14,8 @@ from densekd.report.words import points
 _FEW = 3
 _SPAN = 30.0
 """From this ratio of the largest value to the smallest on, an axis is logarithmic."""
+_LINEAR = ("learning", "seconds")
+"""Charts whose small values matter little."""
 _RESERVED = {"step", "loss", "lr", "grad_norm", "seconds", "data_wait"}
 _SIZE = (4.7, 2.5)
 
@@ -106,7 +108,7 @@ def lines_chart(title: str, lines: Sequence[Line], note: str, key: str) -> Chart
                 line.steps, line.values, color=SERIES[line.place - 1], marker="o" if line.marked else None, markersize=3
             )
         values = [value for line in lines for value in line.values if math.isfinite(value)]
-        if key != "learning" and values and min(values) > 0 and max(values) / min(values) > _SPAN:
+        if key not in _LINEAR and values and min(values) > 0 and max(values) / min(values) > _SPAN:
             logarithmic(axes)
         else:
             axes.ticklabel_format(axis="y", style="plain", useOffset=False)
