@@ -2,7 +2,8 @@
 
 Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per method, a column per place and split),
 `sweep` (the weights that `densekd tune` tried), `classes` (IoU per class of a study), `loss` (`densekd bench loss`),
-`methods` (`densekd bench methods`), `latency` (`densekd bench latency`), `steps` (`densekd bench step`), `scaling` (`densekd bench scaling`: exponents),
+`methods` (`densekd bench methods`), `latency` (`densekd bench latency`), `steps` (`densekd bench step`), `scaling`
+(`densekd bench scaling`: exponents),
 `views` (`cache_views.py`: what stored views cost and give), `published` (what the recipes of a folder,
 `recipes:FOLDER`, say others published),
 `networks` (what the networks with short names stand for and cost).
