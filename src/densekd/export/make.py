@@ -19,6 +19,7 @@ from densekd.export.exported import Exported
 from densekd.export.graph import Graph
 from densekd.export.images import RealImages, open_data, real_images
 from densekd.export.int8 import quantise, write_manifest
+from densekd.export.library import without_folders
 from densekd.export.load import load_exported
 from densekd.export.manifest import InputInfo, InsideInfo, Manifest, Size, evaluated_as
 from densekd.export.onnx_file import open_onnx
@@ -80,7 +81,7 @@ class GraphExport:
 
     def _planned(self, seen: RealImages) -> Plan:
         """What goes in and out, and the graph."""
-        options, student = self.options, self.student
+        options, student, info = self.options, self.student, self.student.network_info
         augment = student.recipe.data.augment
         stored = (int(seen.images[0].shape[1]), int(seen.images[0].shape[2]))
         base, multiple, always = options.size or stored, 1, False
@@ -109,7 +110,8 @@ class GraphExport:
             classes=student.task.class_names,
             palette=student.palette,
             binary=student.task.binary,
-            network=student.network_info,
+            # The file is its own network: which folder built it does not matter any more.
+            network=info.model_copy(update={"model": without_folders(info.model)}),
             input=given,
             inside=inside,
             evaluated=evaluated_as(student.recipe),
