@@ -71,7 +71,8 @@ def make_run(folder: Path, recipe: dict[str, Any], record: RunRecord | None = No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         outputs = 1 if resolved.task.binary else len(record.best.iou)
-        spec = ModelSpec(model=resolved.student.model, options=resolved.student.options)
+        options = {name: value for name, value in resolved.student.options.items() if "weights" not in name}
+        spec = ModelSpec(model=resolved.student.model, options=options)
         network = build_model(spec, outputs, notices=[])
         _settle(network)
     files.write_tensors(folder / "student.safetensors", network.state_dict())

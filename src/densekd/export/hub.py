@@ -23,7 +23,6 @@ from densekd.export.library import (
     library_of,
     load_folder,
     loading_of,
-    without_folders,
 )
 from densekd.export.manifest import FILE, Manifest, read_manifest
 from densekd.export.processor import write_processor
@@ -69,8 +68,7 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
         else:
             files.write_tensors(made / WEIGHTS, files.read_tensors(student.run.weights))
         opened = _opened(made, folder, manifest, student)
-        shipped = manifest.network.model_copy(update={"model": without_folders(manifest.network.model)})
-        manifest = manifest.model_copy(update={"network": shipped, "verified": verified(student, opened, real, watch)})
+        manifest = manifest.model_copy(update={"verified": verified(student, opened, real, watch)})
         contents = {
             path.relative_to(made).as_posix(): path.read_bytes() for path in sorted(made.rglob("*")) if path.is_file()
         }
@@ -103,7 +101,7 @@ def _opened(made: Path, folder: Path, manifest: Manifest, student: Student) -> T
             network = load_folder(made, manifest)
     else:
         # A network of the user's own is built where the recipe finds it.
-        network = build_with(manifest, made / WEIGHTS)
+        network = build_with(manifest, made / WEIGHTS, model=student.recipe.student.model)
     return TorchStudent(folder, manifest, network, torch.device("cpu"))
 
 

@@ -53,23 +53,26 @@ def loading_of(network: NetworkInfo) -> Loading:
     return "from_pretrained" if library_of(network) in ("smp", "transformers") else "state_dict"
 
 
-def build_with(manifest: Manifest, weights: Path, base: Path | str = ".") -> nn.Module:
+def build_with(manifest: Manifest, weights: Path, base: Path | str = ".", model: str | None = None) -> nn.Module:
     """The network of a manifest with the weights of a safetensors file, in eval mode and float32.
 
     Args:
         manifest: names the network and its options.
         weights: the file; loaded strictly.
-        base: where a `path/to/file.py` begins that is not absolute.
+        base: where the file of a network of the user's own is, or a folder of transformers.
+        model: the reference with its folders, where they are known; default the manifest's, which has none.
 
     Raises:
         ExportError: the network cannot be built here, or the weights do not fit it.
     """
     info = manifest.network
-    spec = ModelSpec(model=info.model, options=info.options, checkpoint=CheckpointSpec(path=str(weights.absolute())))
+    checkpoint = CheckpointSpec(path=str(weights.absolute()))
+    spec = ModelSpec(model=model or info.model, options=info.options, checkpoint=checkpoint)
     try:
         return build_model(spec, manifest.outputs, base_folder=base, notices=[]).float().eval()
     except (ModelError, CheckpointError) as error:
-        raise ExportError(f"{weights}: its network {info.model} cannot be built here: {error}") from error
+        beside = f". Put that file beside {weights.name}" if library_of(info) == "file" else ""
+        raise ExportError(f"{weights}: its network {info.model} cannot be built here: {error}{beside}") from error
 
 
 def load_folder(folder: Path, manifest: Manifest) -> nn.Module:

@@ -11,6 +11,7 @@ from densekd import files
 from densekd.config import Recipe
 from densekd.data.find import palette_of
 from densekd.data.specs import ScenesDataSpec
+from densekd.export.library import without_folders
 from densekd.export.manifest import NetworkInfo, Source
 from densekd.models.sizes import input_multiple
 from densekd.runs.folder import Run
@@ -66,5 +67,5 @@ def student_of(run: Run) -> Student:
         task=SegmentationTask(recipe.task, len(classes), ignore, classes),
         palette=palette_of(recipe.data, classes),
         source=source,
-        network_info=NetworkInfo(model=recipe.student.model, options=dict(recipe.student.options)),
+        network_info=NetworkInfo(model=without_folders(recipe.student.model), options=dict(recipe.student.options)),
     )

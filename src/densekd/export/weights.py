@@ -57,7 +57,7 @@ def write_weights(student: Student, path: Path, real: RealImages, watch: Watch |
     temporary = files.temporary_name(path)
     try:
         files.write_tensors(temporary, tensors, {KEY: manifest.text()})
-        network = build_with(manifest, temporary)
+        network = build_with(manifest, temporary, model=student.recipe.student.model)
         opened = TorchStudent(path, manifest, network, torch.device("cpu"))
         manifest = manifest.model_copy(update={"verified": verified(student, opened, real, watch)})
         temporary.unlink()
@@ -83,7 +83,7 @@ def open_weights(path: Path, device: str = "cpu", threads: int | None = None) ->
             f"{path}: holds weights without a manifest of densekd; `densekd export RUN --to safetensors` writes one"
         )
     manifest = read_manifest(noted[KEY], path)
-    return placed(path, manifest, build_with(manifest, path), device, threads)
+    return placed(path, manifest, build_with(manifest, path, path.parent), device, threads)
 
 
 def manifest_of(student: Student, form: Format, real: RealImages) -> Manifest:
