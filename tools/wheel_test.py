@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECIPES = ROOT / "src" / "densekd" / "recipes"
+_TEMPLATES = ROOT / "src" / "densekd" / "report" / "templates"
 RECIPES = {path.relative_to(_RECIPES).as_posix() for path in _RECIPES.rglob("*.yaml")}
 
 TINY = [
@@ -77,11 +78,12 @@ def expect(what: str, holds: bool, found: object) -> None:
 
 
 def check_content(wheel: Path) -> None:
-    """The wheel holds the recipes and py.typed, and nothing beside the package."""
+    """The wheel holds the recipes, the templates of pages and py.typed, and nothing beside the package."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    missing = {f"densekd/recipes/{name}" for name in RECIPES} | {"densekd/py.typed"}
-    expect("recipes and py.typed belong into the wheel", missing <= names, sorted(missing - names))
+    templates = {path.relative_to(ROOT / "src").as_posix() for path in _TEMPLATES.iterdir()}
+    needed = {f"densekd/recipes/{name}" for name in RECIPES} | templates | {"densekd/py.typed"}
+    expect("recipes, templates and py.typed belong into the wheel", needed <= names, sorted(needed - names))
     tops = {name.partition("/")[0] for name in names}
     strange = {top for top in tops if top != "densekd" and not top.endswith(".dist-info")}
     expect("the wheel holds more than the package", not strange, strange)
@@ -110,6 +112,8 @@ def main() -> int:
         expect("channelwise is listed", "channelwise" in said, said)
         step(densekd, "train", *TINY, "--out", "run", cwd=work)
         step(python, "-c", IMPORTS, cwd=work)
+        said = step(densekd, "report", "run", "--out", "page.html", cwd=work)
+        expect("a page of the run", "</html>" in (work / "page.html").read_text(encoding="utf-8"), said)
     print("wheel test: passed")
     return 0
 
