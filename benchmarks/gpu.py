@@ -14,7 +14,7 @@ Stages, each in a process of its own with a time limit of its own:
 
 A stage writes its record whenever it has something new, and `gpu-targets.json` tells after each stage which targets are
 met: a stop loses nothing. A stage that fails or is stopped does not keep the next one from running; but where `correct`
-finds a wrong value, nothing is timed.
+finds a wrong value, fails, or is stopped before it has checked anything, nothing is timed.
 """
 
 from __future__ import annotations
@@ -138,9 +138,16 @@ def _started(name: str, given: argparse.Namespace, folder: Path, limit: float) -
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    targets = json.loads(outcome.read_text())["targets"] if outcome.is_file() else []
+    kept = json.loads(outcome.read_text()) if outcome.is_file() else None
     seconds = round(time.monotonic() - begin, 1)
-    return {"stage": name, "status": status, "seconds": seconds, "targets": targets}
+    targets = [] if kept is None else kept["targets"]
+    return {"stage": name, "status": status, "seconds": seconds, "targets": targets, "kept": kept is not None}
+
+
+def _right(stage: dict[str, Any]) -> bool:
+    """Whether what `correct` left lets times be taken: nothing wrong in all it checked, or in what it had time for."""
+    looked = stage["status"] == "done" or (stage["kept"] and stage["status"].startswith("stopped"))
+    return looked and all(target["met"] for target in stage["targets"])
 
 
 def _shown(stage: dict[str, Any]) -> None:
@@ -161,10 +168,11 @@ def _whole(given: argparse.Namespace) -> int:
             if right:
                 stages.append(_started(name, given, Path(folder), min(STAGES[name].limit, left)))
             else:
-                stages.append({"stage": name, "status": "left out", "seconds": 0.0, "targets": []})
+                left_out = {"status": "left out", "seconds": 0.0, "targets": [], "kept": False}
+                stages.append({"stage": name, **left_out})
             _shown(stages[-1])
             if name == "correct":
-                right = all(target["met"] for target in stages[-1]["targets"])
+                right = _right(stages[-1])
             summary = {"schema": 1, "device": gpu.device_name(device), "command": _command(given), "commit": commit()}
             environ = {**environment(), **gpu.versions()}
             write_json(given.results / "gpu-targets.json", {**summary, "stages": stages, "environment": environ})

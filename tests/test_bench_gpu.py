@@ -91,8 +91,10 @@ class TestWhole:
     def run(self, script: ModuleType, monkeypatch: Any, folder: Path, **stages: Any) -> tuple[int, dict[str, Any]]:
         def started(name: str, given: Any, where: Path, limit: float) -> dict[str, Any]:
             status, met = stages.get(name, ("done", True))
-            target = gpu.Target(f"{name} speed", 2.0 if met else 0.5, 1.0).as_dict()
-            return {"stage": name, "status": status, "seconds": 1.0, "targets": [target]}
+            targets = [] if met is None else [gpu.Target(f"{name} speed", 2.0 if met else 0.5, 1.0).as_dict()]
+            kept = not status.startswith("nothing: ")
+            status = status.removeprefix("nothing: ")
+            return {"stage": name, "status": status, "seconds": 1.0, "targets": targets, "kept": kept}
 
         monkeypatch.setattr(script, "_started", started)
         with pytest.raises(SystemExit) as ended:
@@ -128,6 +130,22 @@ class TestWhole:
         assert code == 1
         assert [stage["status"] for stage in record["stages"]] == ["done"] + 4 * ["left out"]
 
+    @pytest.mark.parametrize(
+        ("status", "timed"),
+        [
+            ("failed with exit code 1", False),
+            ("nothing: failed with exit code -11", False),
+            ("nothing: stopped after 140 s", False),
+            ("stopped after 140 s", True),  # what there was time for was right
+        ],
+    )
+    def test_nothing_is_timed_where_values_were_not_looked_at(
+        self, script: ModuleType, monkeypatch: Any, tmp_path: Path, status: str, timed: bool
+    ) -> None:
+        code, record = self.run(script, monkeypatch, tmp_path, correct=(status, None))
+        assert code == 1
+        assert {stage["status"] for stage in record["stages"][1:]} == {"done" if timed else "left out"}
+
 
 @pytest.mark.slow
 def test_a_stage_has_a_time_limit_and_leaves_what_it_had(
@@ -147,11 +165,12 @@ def test_a_stage_has_a_time_limit_and_leaves_what_it_had(
     monkeypatch.setattr(script, "_words", lambda *arguments: [sys.executable, "-c", program])
     found = script._started("loss", given, tmp_path, 3.0)
     assert found["status"] == "stopped after 3 s"
-    assert found["targets"] == kept["targets"]
+    assert (found["targets"], found["kept"]) == (kept["targets"], True)
     status = Path("/proc") / pid.read_text() / "status"
     assert not status.exists() or "State:\tZ" in status.read_text()
     monkeypatch.setattr(script, "_words", lambda *arguments: [sys.executable, "-c", "raise SystemExit(3)"])
-    assert script._started("task", given, tmp_path, 30.0)["status"] == "failed with exit code 3"
+    found = script._started("task", given, tmp_path, 30.0)
+    assert (found["status"], found["kept"]) == ("failed with exit code 3", False)
 
 
 @pytest.mark.slow
