@@ -97,13 +97,11 @@ def wheel(path: Path, names: set[str]) -> Path:
 
 
 def test_a_wheel_without_a_recipe_or_with_more_is_refused(wheel_test: Any, tmp_path: Path) -> None:
-    whole = {f"densekd/recipes/{name}" for name in wheel_test.RECIPES} | {
-        "densekd/py.typed",
-        "densekd-1.dist-info/RECORD",
-    }
+    whole = {f"densekd/recipes/{name}" for name in wheel_test.RECIPES} | wheel_test.TEMPLATES
+    whole |= {"densekd/py.typed", "densekd-1.dist-info/RECORD"}
     assert len(wheel_test.RECIPES) >= 5
     wheel_test.check_content(wheel(tmp_path / "whole.whl", whole))
-    for lacking in ("densekd/recipes/demo.yaml", "densekd/py.typed"):
+    for lacking in ("densekd/recipes/demo.yaml", "densekd/report/templates/page.html", "densekd/py.typed"):
         with pytest.raises(SystemExit, match=lacking):
             wheel_test.check_content(wheel(tmp_path / "less.whl", whole - {lacking}))
     with pytest.raises(SystemExit, match="tests"):

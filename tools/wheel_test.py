@@ -17,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECIPES = ROOT / "src" / "densekd" / "recipes"
-_TEMPLATES = ROOT / "src" / "densekd" / "report" / "templates"
+_PAGES = ROOT / "src" / "densekd" / "report" / "templates"
+TEMPLATES = {path.relative_to(ROOT / "src").as_posix() for path in _PAGES.iterdir()}
 RECIPES = {path.relative_to(_RECIPES).as_posix() for path in _RECIPES.rglob("*.yaml")}
 
 TINY = [
@@ -81,8 +82,7 @@ def check_content(wheel: Path) -> None:
     """The wheel holds the recipes, the templates of pages and py.typed, and nothing beside the package."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    templates = {path.relative_to(ROOT / "src").as_posix() for path in _TEMPLATES.iterdir()}
-    needed = {f"densekd/recipes/{name}" for name in RECIPES} | templates | {"densekd/py.typed"}
+    needed = {f"densekd/recipes/{name}" for name in RECIPES} | TEMPLATES | {"densekd/py.typed"}
     expect("recipes, templates and py.typed belong into the wheel", needed <= names, sorted(needed - names))
     tops = {name.partition("/")[0] for name in names}
     strange = {top for top in tops if top != "densekd" and not top.endswith(".dist-info")}
