@@ -23,7 +23,7 @@ from densekd.runs.progress import Quiet
 from densekd.runs.ranks import Ranks
 from densekd.study import engine as study_engine
 from densekd.study.check import Opened
-from densekd.study.methods import Method
+from densekd.study.methods import Method, tapping
 from densekd.training.specs import TermSpec
 from runkit import distillation, make_place, recipe
 
@@ -178,6 +178,24 @@ def _with(recipe: Recipe, **engine: Any) -> Any:
 
 
 class TestStudies:
+    def test_each_tap_at_the_lowest_temperature_of_all_methods(self) -> None:
+        """Else the number format would be settled at the temperature of whichever method comes first."""
+
+        def term(tap: str, method: str = "channelwise", **options: Any) -> TermSpec:
+            return TermSpec(method=method, student="s", teacher=tap, weight=1.0, options=options)
+
+        methods = [
+            Method("warm", "logits", (term("logits", "pixelwise", temperature=0.1), term("4", "pairwise"))),
+            Method("usual", "logits", (term("logits"),)),
+            Method("cold", "logits", (term("logits", temperature=1.0), term("4", "attention"))),
+            Method("hot", "logits", (term("logits", temperature=9.0),)),
+        ]
+        first, second = tapping(methods)
+        assert (first.teacher, first.options, first.name) == ("logits", {"temperature": 1.0}, "tap 0")
+        assert (second.teacher, second.method, second.name) == ("4", "pairwise", "tap 1")
+        parts: Any = SimpleNamespace(recipe=SimpleNamespace(terms=tapping(methods)))
+        assert fast_teacher._temperature(parts) == 1.0
+
     def test_every_run_is_told_what_was_chosen_once(self, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[str, bool, list[str]]] = []
         winograds: list[bool | str] = []

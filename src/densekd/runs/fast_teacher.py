@@ -23,6 +23,7 @@ from densekd.runs.assemble import Parts
 from densekd.runs.ranks import Ranks
 from densekd.taps import holds_class_map, main_output, preserved
 from densekd.teacher import FrozenTeacher, TeacherImages, freeze_teacher
+from densekd.training.specs import TermSpec
 
 # Images of the example, where nothing is made for one shape alone.
 _FEW = 4
@@ -122,10 +123,20 @@ def _example(parts: Parts, spec: TeacherSpec) -> Tensor:
 
 def _temperature(parts: Parts) -> float:
     """The lowest temperature of the channel-wise terms, at which an error of the maps counts most."""
-    usual: float = loss_options(_OVER_POSITIONS)["temperature"]
-    terms = [term for term in parts.recipe.terms if term.method == _OVER_POSITIONS]
-    asked = [term.options.get("temperature", usual) for term in terms]
-    return min((float(one) for one in asked if isinstance(one, float | int) and one > 0), default=usual)
+    asked = [one for term in parts.recipe.terms if (one := temperature_of(term)) is not None]
+    return min(asked, default=_usual_temperature())
+
+
+def temperature_of(term: TermSpec) -> float | None:
+    """At which temperature a term softens over positions; None where it does not."""
+    if term.method != _OVER_POSITIONS:
+        return None
+    asked = term.options.get("temperature", _usual_temperature())
+    return float(asked) if isinstance(asked, float | int) and asked > 0 else None
+
+
+def _usual_temperature() -> float:
+    return float(loss_options(_OVER_POSITIONS)["temperature"])
 
 
 def _held_out(parts: Parts, teacher: nn.Module) -> list[Pair] | None:

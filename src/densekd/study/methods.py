@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -11,6 +12,7 @@ from densekd.errors import ConfigError, nearest
 from densekd.losses.catalog import METHODS
 from densekd.runs.execute import resolve
 from densekd.runs.execution import Kind
+from densekd.runs.fast_teacher import temperature_of
 from densekd.study.arguments import entries
 from densekd.training.specs import TermSpec
 
@@ -179,9 +181,16 @@ def where_of(terms: Sequence[TermSpec]) -> str:
 
 
 def tapping(methods: Sequence[Method]) -> tuple[TermSpec, ...]:
-    """A term for each tap of the teacher that any of the methods reads."""
-    first: dict[str, TermSpec] = {}
+    """A term for each tap of the teacher that any of the methods reads: of several the one that softens over positions
+    at the lowest temperature, where an error of the maps counts most, and else the first."""
+    found: dict[str, list[TermSpec]] = {}
     for method in methods:
         for term in method.terms:
-            first.setdefault(term.teacher, term)
-    return tuple(term.model_copy(update={"name": f"tap {place}"}) for place, term in enumerate(first.values()))
+            found.setdefault(term.teacher, []).append(term)
+    strictest = (min(terms, key=_lowest) for terms in found.values())
+    return tuple(term.model_copy(update={"name": f"tap {place}"}) for place, term in enumerate(strictest))
+
+
+def _lowest(term: TermSpec) -> float:
+    temperature = temperature_of(term)
+    return math.inf if temperature is None else temperature
