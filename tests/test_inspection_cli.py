@@ -128,6 +128,25 @@ def test_a_run_is_looked_at_with_its_weights_and_names(tmp_path: Path, capsys: p
     assert "a run has its own network, classes and weights" in capsys.readouterr().err
 
 
+def test_a_local_folder_brings_its_classes_and_its_weights(tmp_path: Path) -> None:
+    import transformers
+
+    labels = dict(enumerate(("road", "sky", "car", "tree")))
+    made = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(**{**SEGFORMER, "num_labels": 4, "id2label": labels})
+    )
+    made.save_pretrained(tmp_path / "whole")
+    made.config.save_pretrained(tmp_path / "bare")
+    whole, bare = (open_subject(f"transformers:{tmp_path / name}") for name in ("whole", "bare"))
+    assert whole.classes == bare.classes == ("road", "sky", "car", "tree")
+    assert (whole.outputs, whole.trained, bare.trained) == (4, True, False)
+    state = made.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.network.state_dict().items())
+    assert not torch.equal(bare.network.decode_head.classifier.weight, made.decode_head.classifier.weight)
+    other = open_subject(f"transformers:{tmp_path / 'bare'}", classes=7)
+    assert (other.outputs, other.classes) == (7, ())
+
+
 class Edges(torch.nn.Module):
     """Three channels: bright everywhere, at one place, and in the left half."""
 
