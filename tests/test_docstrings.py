@@ -153,6 +153,12 @@ def test_every_error_has_an_entry() -> None:
     assert family - {name.rpartition(".")[2] for name in named()} == set()
 
 
+def test_every_record_has_an_entry() -> None:
+    records = thing("densekd.records")
+    models = {name for name, found in vars(records).items() if inspect.isclass(found) and issubclass(found, BaseModel)}
+    assert models - {name.rpartition(".")[2] for name in named()} == set()
+
+
 def test_no_entry_stands_twice() -> None:
     entries = named()
     assert sorted(set(entries)) == sorted(entries)
@@ -164,7 +170,7 @@ def test_docstrings_name_arguments_and_errors(name: str) -> None:
     assert left_out(name) == []
 
 
-@pytest.mark.parametrize("name", [name for name in named() if ".records." in name])
+@pytest.mark.parametrize("name", [name for name in named() if re.search(r"\.records\.|manifest", name, re.IGNORECASE)])
 def test_records_describe_themselves(name: str) -> None:
     model = thing(name)
     if inspect.isclass(model) and issubclass(model, BaseModel):

@@ -30,28 +30,30 @@ class NetworkInfo(Record):
     """The network as a recipe names it: what built it, without its weights."""
 
     model: str = Field(description="reference, for instance smp:Unet")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="as in the recipe")
 
 
 class InputInfo(Record):
     """The images `(N, channels, H, W)`, RGB."""
 
-    channels: int = 3
+    channels: int = Field(default=3, description="of the images")
     mean: tuple[float, ...] = Field(description="of channels from 0 to 1; what the run subtracted")
     std: tuple[float, ...] = Field(description="of channels from 0 to 1; what the run divided by")
     values: Literal["normalised", "0..255"] = Field(
         default="normalised", description="normalised: (x / 255 - mean) / std, done by the caller; 0..255: plain pixels"
     )
     size: Size | None = Field(default=None, description="height and width; null: any that fits `multiple_of`")
-    batch: Literal["dynamic"] | int = "dynamic"
+    batch: Literal["dynamic"] | int = Field(
+        default="dynamic", description='how many images at once; "dynamic": any number'
+    )
     multiple_of: int = Field(default=1, description="height and width must be multiples of it")
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32"] = Field(default="float32", description="type of the images")
 
 
 class InsideInfo(Record):
     """What happens inside the file, besides the network."""
 
-    normalise: bool = False
+    normalise: bool = Field(default=False, description="plain pixels, 0 to 255, are normalised inside")
     resize: Size | None = Field(default=None, description="images are resized to it (bilinear, antialiased) first")
     output: OutputKind = Field(
         default="logits",
@@ -65,18 +67,18 @@ class Evaluated(Record):
 
     size: Size | None = Field(default=None, description="height and width that images were resized to")
     fit: Size | None = Field(default=None, description="short and long side that images were fitted into")
-    evaluation: EvaluationSpec = WHOLE
+    evaluation: EvaluationSpec = Field(default=WHOLE, description="whole images or windows, scales, mirroring")
 
 
 class Source(Record):
     """The run it was made of."""
 
-    run: str
-    seed: int
-    method: str
+    run: str = Field(description="its name")
+    seed: int = Field(description="its seed")
+    method: str = Field(description="what it was distilled with; none: trained alone")
     student_sha256: str = Field(description="of student.safetensors")
-    recipe_sha256: str
-    split: str = "val"
+    recipe_sha256: str = Field(description="of its resolved recipe")
+    split: str = Field(default="val", description="that the scores are of")
     scores: BestScores = Field(description="of the best student, as the run measured them")
 
 
@@ -89,7 +91,7 @@ class Verified(Record):
         default=0, description="pixels whose two best classes lie closer together than twice the error; left out"
     )
     different: int = Field(default=0, description="of these, pixels with another class")
-    pixels: int = 0
+    pixels: int = Field(default=0, description="compared in all")
     images: int = Field(description="real images compared")
     of: str = Field(default="", description="which images")
     sizes: list[Size] = Field(description="heights and widths compared")
@@ -100,31 +102,33 @@ class Verified(Record):
 class Quantised(Record):
     """INT8: what it was calibrated on, and what it cost."""
 
-    calibration_images: int
-    miou_before: float
-    miou_after: float
+    calibration_images: int = Field(description="of the training split, that the value ranges were taken from")
+    miou_before: float = Field(description="of the file in float32, from 0 to 1")
+    miou_after: float = Field(description="of the INT8 file, from 0 to 1")
     images: int = Field(description="of the validation split, scored before and after")
-    bytes_before: int
-    bytes_after: int
+    bytes_before: int = Field(description="size of the file in float32")
+    bytes_after: int = Field(description="size of the INT8 file")
 
 
 class Manifest(Record):
     """What an exported student says of itself."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    format: Format
-    densekd: str = __version__
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="of this manifest")
+    format: Format = Field(description="of the file or folder")
+    densekd: str = Field(default=__version__, description="version that made it")
     classes: tuple[str, ...] = Field(description="names; the position of a name is its id")
-    palette: tuple[tuple[int, int, int], ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = Field(
+        default=None, description="colours of the classes, RGB; null: none are known"
+    )
     binary: bool = Field(default=False, description="two classes, one logit: class 1 where it is above 0")
-    network: NetworkInfo
-    input: InputInfo
-    inside: InsideInfo = InsideInfo()
-    evaluated: Evaluated = Evaluated()
-    source: Source
-    verified: Verified | None = None
-    int8: Quantised | None = None
-    notices: list[str] = Field(default_factory=list)
+    network: NetworkInfo = Field(description="the student, as a recipe names it")
+    input: InputInfo = Field(description="what it takes")
+    inside: InsideInfo = Field(default=InsideInfo(), description="what happens in it besides the network")
+    evaluated: Evaluated = Field(default=Evaluated(), description="how the run brought images to the student")
+    source: Source = Field(description="the run it was made of")
+    verified: Verified | None = Field(default=None, description="how it was compared with the network in torch")
+    int8: Quantised | None = Field(default=None, description="null: not quantised")
+    notices: list[str] = Field(default_factory=list, description="what the user should know")
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

@@ -19,8 +19,8 @@ class Counts(Record):
 class ConfusionRecord(Record):
     """`confusion.json` of a run: what the scores in `record.json` were computed from."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    split: str
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="of this record")
+    split: str = Field(description="that was evaluated")
     classes: list[str] = Field(description="names, in the order of rows and columns")
     final: Counts = Field(description="of the newest evaluation; of a finished run, the last step")
     best: Counts | None = Field(
