@@ -96,8 +96,8 @@ CASES = [
     pytest.param("smp:PSPNet", {"encoder_name": "resnet18", "encoder_weights": "imagenet"}, {}, False, id="smp"),
     pytest.param(
         "smp:FPN",
-        {"encoder_name": "tu-mobilenetv3_small_100", "channel_multiplier": 0.5, "decoder_segmentation_channels": 16},
-        {"data": {"name": "scenes", "size": [30, 50], "train_count": 4, "val_count": 4}},
+        {"encoder_name": "tu-mobilenetv3_small_100", "channel_multiplier": 0.5, "decoder_segmentation_channels": 32},
+        {"data": {"name": "scenes", "size": [40, 56], "train_count": 4, "val_count": 4}},
         True,
         id="smp-open-width",
     ),
