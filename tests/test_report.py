@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from densekd.cli.app import call
 from densekd.errors import ArgumentError, DtypeError, RunError
 from densekd.records import BestScores, ConfusionRecord, Counts, ImageList, NetworkCost, Scores, StudyFailure
 from densekd.records import TeacherCost as Teacher
@@ -324,3 +325,21 @@ class TestWhere:
             write_page(run, out=tmp_path)
         assert own.read_text() == "mine"
         assert write_page(run) == write_page(str(run)) == run / "report.html"
+
+
+class TestCommand:
+    def test_prints_the_path_and_opens_the_page(self, tmp_path, capsys, monkeypatch):
+        opened = []
+        monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or False)
+        run = keep_run(tmp_path / "run", run_record(None), logged=False)
+        assert call(["report", str(run), "--open"]) == 0
+        told = capsys.readouterr()
+        assert told.out == f"{run / 'report.html'}\n"
+        assert opened == [(run / "report.html").as_uri()]
+        assert "no browser could be started here" in told.err
+
+    def test_a_mistake_is_a_line(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as ended:
+            call(["report", str(tmp_path)])
+        assert ended.value.code == 2
+        assert "holds neither record.json nor study.json" in capsys.readouterr().err
