@@ -16,6 +16,7 @@ from densekd.bench.step_pairs import PAIRS, choose_pairs, make_material
 from densekd.bench.step_variants import DESCRIBED, PUBLIC, STUDENT
 from densekd.cli.main import _run
 from densekd.errors import ArgumentError, DensekdError
+from densekd.records import BenchCase
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,51 @@ def test_ratios() -> None:
     case = step._case("pair", one, timings, 7)
     assert (case.median_seconds, case.ratio, case.peak_bytes, case.error) == (2.5, 2.0, 7, 0.25)
     assert (case.extra["times_student"], case.extra["cpu_ratio"], case.extra["cpu_times_student"]) == (2.5, 2.0, 4.0)
+
+
+def test_targets_in_words() -> None:
+    def case(variant: str, ratio: float, times_student: float) -> BenchCase:
+        extra = {"times_student": times_student}
+        return BenchCase(name="pspnet:2", variant=variant, median_seconds=1.0, ratio=ratio, samples=[1.0], extra=extra)
+
+    cases = [
+        case(PUBLIC, 1.0, 2.4),
+        case("exact", 1.06, 2.2),
+        case("exact+compile", 1.0, 2.2),
+        case("teacher bf16, student bf16", 2.0, 1.2),
+        case("cached maps", 2.4, 1.16),
+        case(STUDENT, 2.4, 1.0),
+    ]
+    assert [target.words() for target in step.targets(cases)] == [
+        "NOT MET: pspnet:2 exact, speed-up of the step: 1.06 (at least 1.1)",
+        "met: pspnet:2 teacher bf16, student bf16, speed-up of the step: 2 (at least 2)",
+        "NOT MET: pspnet:2 cached maps, times the student's plain step: 1.16 (at most 1.15)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "judged"), [({}, 3), ({"threads": 2}, 0), ({"size": 128}, 0), ({"batch": 4}, 0), ({"quick": True}, 0)]
+)
+def test_only_the_usual_step_is_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: Any, judged: int
+) -> None:
+    def measure(name: str, *_: Any) -> list[BenchCase]:
+        values: Any = {"name": name, "median_seconds": 1.0, "ratio": 1.5, "samples": [1.0]}
+        return [
+            BenchCase(variant=variant, extra={"times_student": 1.1, "cpu_seconds": 1.0, "cpu_ratio": 1.0}, **values)
+            for variant in DESCRIBED
+        ]
+
+    monkeypatch.setattr(step, "_measure", measure)
+    record = step.run(pairs=["pspnet"], compiled=False, **options)
+    lines = step.verdicts(record)
+    assert len(lines) == judged
+    words = [word for key, value in options.items() for word in (f"--{key}", *([] if value is True else [str(value)]))]
+    out = str(tmp_path / "step.json")
+    assert _run(["bench", "step", "--pairs", "pspnet", "--device", "cpu", "--no-compile", "--out", out, *words]) == 0
+    said = capsys.readouterr().err
+    assert [line for line in lines if line not in said] == []
+    assert ("MET" in said) is bool(judged)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from densekd.bench import runner
+from densekd.bench.gpu import Target
 from densekd.bench.methods import own_randomness
 from densekd.bench.step_pairs import Material, Pair, choose_pairs, make_material
 from densekd.bench.step_variants import DESCRIBED, PUBLIC, STUDENT, Variant, alone, cached, fast, public
@@ -30,6 +31,14 @@ _WARMUP = 1
 #: how far the losses of a variant may be from the public ones, before anything is timed; the textbook's KL of flat maps
 #: is itself off by up to a percent in float32, where it takes the difference of two sums that are nearly equal
 _TOLERANCE = {"exact": 1e-2, "exact+compile": 1e-2, "cached maps": 2e-2, STUDENT: 1e-3}
+
+#: what is judged on one thread of a CPU at the usual size: the figure, its bound, and whether that is an upper one
+_TARGETS = {
+    "exact": ("ratio", 1.1, False),
+    "teacher bf16, student bf16": ("ratio", 2.0, False),
+    "cached maps": ("times_student", 1.15, True),
+}
+_FIGURES = {"ratio": "speed-up of the step", "times_student": "times the student's plain step"}
 
 Maker = Callable[[Material], Variant]
 
@@ -64,6 +73,9 @@ def run(
     Raises:
         ArgumentError: an unknown pair or device, a bad number.
         DensekdError: a variant gives other losses than the public one; nothing of that pair is timed then.
+
+    Returns:
+        The record; on one thread of a CPU at the usual size it also says which targets are met.
     """
     chosen = choose_pairs(pairs, quick=quick)
     place = choose_device(device)
@@ -85,6 +97,8 @@ def run(
         for name, pair in chosen.items():
             notes[f"pair {name}"] = str(pair)
             cases += _measure(name, pair, makers, place, (batch, size), rounds, tick)
+    if place.type == "cpu" and (threads, size, batch, quick) == (1, SIZE, BATCH, False):
+        notes |= {f"target {target.name}": target.words() for target in targets(cases)}
     shown = "cpu" if place.type == "cpu" else torch.cuda.get_device_name(place)
     return runner.make_record(
         "step", device=shown, threads=threads, command=command, load=load, cases=cases, notes=notes
@@ -121,6 +135,22 @@ def rows(record: BenchRecord) -> list[dict[str, Any]]:
         }
         for case in record.cases
     ]
+
+
+def targets(cases: Sequence[BenchCase]) -> list[Target]:
+    """What a step under a fast teacher and under stored maps should come to, and whether it does."""
+    found = []
+    for case in cases:
+        if case.variant in _TARGETS:
+            figure, wanted, at_most = _TARGETS[case.variant]
+            value = case.ratio if figure == "ratio" else case.extra["times_student"]
+            found.append(Target(f"{case.name} {case.variant}, {_FIGURES[figure]}", value, wanted, at_most))
+    return found
+
+
+def verdicts(record: BenchRecord) -> list[str]:
+    """Of the targets that the record was judged by, one line each."""
+    return [words for name, words in record.environment.items() if name.startswith("target ")]
 
 
 def _check_numbers(size: int, batch: int, rounds: int) -> None:

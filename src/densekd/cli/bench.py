@@ -201,6 +201,8 @@ def step(
         complain(f"exact+compile: {record.environment['compiled']}")
     title = f"one training step under a teacher, on {record.device}, {threads} CPU thread(s)"
     finish(out, record, bench.rows(record), title, quiet, as_json)
+    for line in [] if quiet else bench.verdicts(record):
+        complain(line)
 
 
 @app.command("scaling")
