@@ -41,7 +41,7 @@ class Pooled(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(3)
+        self.pool = nn.AdaptiveAvgPool2d(2)
         self.head = nn.Conv2d(8, num_classes, 1)
 
     def forward(self, x):
@@ -60,6 +60,23 @@ class OneSize(nn.Module):
 
     def forward(self, x):
         return self.head(self.stem(x) + self.places)
+
+
+class Wasteful(nn.Module):
+    '''Most of its weights are never used, or their result is thrown away.'''
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.never, self.thrown_away = nn.Conv2d(3, 256, 7), nn.Conv2d(3, 256, 7)
+        self.head = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x):
+        self.thrown_away(x)
+        return self.head(x)
+
+
+def wasteful(num_classes):
+    return Wasteful(num_classes)
 
 
 def strided(num_classes):

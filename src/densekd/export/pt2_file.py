@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,13 +78,15 @@ def open_pt2(path: Path, device: str, threads: int | None) -> Pt2Student:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Within the block torch's exporters log errors alone."""
+    """Within the block torch's exporters log errors alone, and no warnings come: they speak of its own insides."""
     found = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "onnxscript")]
     levels = [logger.level for logger in found]
     for logger in found:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(found, levels, strict=True):
             logger.setLevel(level)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +42,6 @@ class OnnxGraph:
         path.write_bytes(self.proto.SerializeToString())
 
 
-@contextmanager
-def quiet_exporters() -> Iterator[None]:
-    """Within the block no warnings of exporters, which speak of their own insides; errors come as ever."""
-    with warnings.catch_warnings(), quiet_torch():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def traced(graph: nn.Module, size: Size, *, dynamic: bool) -> ExportedProgram:
     """The graph as torch.export sees it, any number of images at a time.
 
@@ -65,7 +55,7 @@ def traced(graph: nn.Module, size: Size, *, dynamic: bool) -> ExportedProgram:
     some = torch.export.Dim.DYNAMIC
     axes = {0: some, 2: some, 3: some} if dynamic else {0: some}
     try:
-        with quiet_exporters(), torch.no_grad():
+        with quiet_torch(), torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(2, 3, *size),), dynamic_shapes=(axes,), strict=False)
             return _lean(program, size)
     except Exception as error:  # torch.export has a class of its own for every reason
@@ -104,7 +94,7 @@ def onnx_graph(program: ExportedProgram) -> OnnxGraph:
             "safetensors"
         )
     try:
-        with quiet_exporters(), torch.no_grad():
+        with quiet_torch(), torch.no_grad():
             made: Any = torch.onnx.export(
                 program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=True
             )
@@ -158,7 +148,7 @@ def pt2_bytes(program: ExportedProgram, manifest: Manifest) -> bytes:
     """
     stream = io.BytesIO()
     try:
-        with quiet_exporters():
+        with quiet_torch():
             torch.export.save(program, stream, extra_files={FILE: manifest.text()})
     except Exception as error:  # as above
         raise ExportError(f"torch.export.save says {type(error).__name__}: {plain(str(error))}") from error
