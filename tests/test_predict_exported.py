@@ -1,19 +1,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import shipkit
 from densekd.errors import ArgumentError, ConfigError, ExportError, RunError
+from densekd.export import export_run
 from densekd.export.manifest import Evaluated
 from densekd.inference import EvaluationSpec
 from densekd.predict import open_student, predict
 from densekd.predict.shipped import ShippedStudent
 from shipkit import MEAN, STD, File, expected, image
 
+NET = """
+from torch import nn
+
+
+def build(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, num_classes, 1))
+"""
 WINDOWS = EvaluationSpec(mode="slide", crop=(8, 8))
 
 
@@ -172,3 +182,22 @@ class TestOpening:
         (tmp_path / "w.safetensors").write_bytes(b"no")
         with pytest.raises(ExportError, match="not a readable safetensors file"):
             open_student(tmp_path / "w.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [{}, {"size": (32, 48), "normalise": True, "output": "softmax"}])
+def test_an_onnx_file_gives_the_masks_of_its_run(tmp_path: Path, asked: dict[str, Any]) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra export is not installed")
+    (tmp_path / "net.py").write_text(NET)
+    recipe = shipkit.recipe_of(f"{tmp_path}/net.py:build")
+    recipe["data"]["augment"] = {"size": [32, 48]}
+    run = shipkit.make_run(tmp_path / "run", recipe)
+    export_run(run, "onnx", out=tmp_path / "student.onnx", images=1, **asked)
+    cells = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    Image.fromarray(cells.repeat(11, 0).repeat(9, 1)).save(tmp_path / "photo.png")
+    (one,) = predict(run, [tmp_path / "photo.png"], tmp_path / "by-run")
+    (other,) = predict(open_student(tmp_path / "student.onnx"), [tmp_path / "photo.png"], tmp_path / "by-file")
+    found, expected_ids = (np.asarray(Image.open(made.mask)) for made in (other, one))
+    assert len(np.unique(expected_ids)) > 1
+    assert (found == expected_ids).mean() > 0.999
