@@ -216,3 +216,14 @@ def test_scores_of_an_image_are_of_the_classes_in_it():
     counts = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
     assert image_scores(counts) == (pytest.approx(0.5), pytest.approx(2 / 3))
     assert image_scores(torch.zeros(3, 3, dtype=torch.int64)) is None
+
+
+def test_what_is_kept_for_the_page_is_no_part_of_a_run():
+    from densekd.config import load_recipe, recipe_digest
+    from densekd.study.tasks import comparable, digest_of
+
+    plain, other = (load_recipe("demo", {"report.images": count, "report.channels": count}) for count in (6, 0))
+    assert other.report.images == 0
+    assert recipe_digest(plain) == recipe_digest(other)
+    assert comparable(plain) == comparable(other)
+    assert digest_of(plain) == digest_of(other)
