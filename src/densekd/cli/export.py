@@ -76,8 +76,6 @@ def export(
         return
     table(_rows(made.path, made.manifest), title=str(made.path))
     if not quiet:
-        for notice in made.manifest.notices:
-            complain(notice)
         complain(f"written: {made.path}")
 
 
