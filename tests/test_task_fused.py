@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from densekd import Distiller, Term, distill, train
+from densekd import Distiller, Term, distill, doctor, train
 from densekd.errors import ConfigError, ModelError
 from densekd.losses import ChannelWise
+from densekd.runs import readiness
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import SegmentationSpec
 from densekd.training.last_upsampling import LastUpsampling, observed, putting_off
@@ -309,11 +310,21 @@ def test_a_run_says_why_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_term_on_the_up_sampled_map_keeps_it(tmp_path: Path) -> None:
+def test_a_term_on_the_up_sampled_map_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = place(tmp_path / "place")
     teacher = train(recipe(root, student={"model": f"{root}/nets.py:teacher"}), out=tmp_path / "teacher")
     changes = {"student": {"model": f"{root}/up.py:upsampled"}}
     asked = distillation(root, teacher.path / "student.safetensors") | changes
+    checked: list[tuple[int, ...]] = []
+
+    def preflight(distiller: Distiller, given: Any, loss: Any) -> Any:
+        def seen(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            checked.append(tuple(output.shape[2:]))
+            return loss(output, labels)
+
+        return doctor.preflight(distiller, given, seen)
+
+    monkeypatch.setattr(readiness, "preflight", preflight)
     for tap, reads in (("output", True), ("last", True), ("head", False)):
         asked["terms"] = [{"method": "channelwise", "student": tap, "teacher": "output"}]
         run = distill(asked, out=tmp_path / tap)
@@ -321,6 +332,7 @@ def test_a_term_on_the_up_sampled_map_keeps_it(tmp_path: Path) -> None:
         assert len(lines) == 1
         assert ("reads the student's map after its last up-sampling" in lines[0]) == reads
         assert ("one step" in lines[0]) != reads
+    assert checked == [(16, 24), (16, 24), (4, 6)]  # the pre-flight makes what training makes
     asked["terms"][0]["student"] = "output"
     with pytest.raises(ConfigError, match=r"task.fused: true, but term 'channelwise:output' reads"):
         distill({**asked, "task": {"fused": True}}, out=tmp_path / "true")

@@ -25,6 +25,8 @@ from densekd.taps import holds_class_map, main_output, preserved
 from densekd.taps.outputs import describe
 from densekd.teacher import EngineReport, FrozenTeacher
 from densekd.teacher_exam import Exam, examine_teacher
+from densekd.training.last_upsampling import putting_off
+from densekd.training.objective import task_loss
 
 
 class NotReadyError(DensekdError, RuntimeError):
@@ -184,8 +186,14 @@ def check_readiness(
     }
     head = auxiliary_of(parts.student)  # beside the distiller: its statistics are kept as those of the student are
     kept = nullcontext() if head is None else preserved(head)
-    with kept, autocast(parts.device, recipe.runtime.precision):
-        report = preflight(distiller, on_device, lambda output, labels: task.loss(output, labels)[0])
+    with (
+        kept,
+        autocast(parts.device, recipe.runtime.precision),
+        putting_off(distiller.student, parts.last) as put_off,  # as every training step does
+    ):
+        report = preflight(
+            distiller, on_device, lambda output, labels: task_loss(task, output, labels, None, put_off())[0]
+        )
     exam, unscored = None, ""
     if recipe.preflight.teacher_images and not terms_alone:
         unscored = _gives_features(parts, distiller, teacher, on_device["image"][:1])

@@ -49,6 +49,7 @@ def _train(parts: Parts) -> None:
         with observed(student) as observation:
             output = attempt(lambda: student(images), who, f"in training mode on images {shape}", _expected(parts))
         _require_class_map(parts, output, len(images))
+        # What can be left to the loss is told from this pass: it alone makes the full-size map and takes its loss.
         parts.ending = ending(output, labels, observation.last)
         try:
             total, losses = parts.task.loss(output, labels)

@@ -105,7 +105,7 @@ class Alone(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with putting_off(self.student, self._last) as put_off:
             output = self.student(image)
-        return _task_loss(self._task, output, label, pixels, put_off())
+        return task_loss(self._task, output, label, pixels, put_off())
 
     def pixels(self, label: Tensor) -> Tensor | None:
         return self._task.pixels(label)
@@ -159,7 +159,7 @@ class Distilled(Objective):
         looked_up = None if samples is None else torch.tensor(samples)
         with putting_off(self.student, self._last) as put_off:
             out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
-        task, parts = _task_loss(self._task, out.student, label, pixels, put_off())
+        task, parts = task_loss(self._task, out.student, label, pixels, put_off())
         return task + out.loss, {**parts, **out.parts}
 
     def pixels(self, label: Tensor) -> Tensor | None:
@@ -180,9 +180,10 @@ class Distilled(Objective):
         return [name for name in self.distiller.adversaries if self.distiller.weights[name] > 0]
 
 
-def _task_loss(
+def task_loss(
     task: TaskLoss, output: Any, label: Tensor, pixels: Tensor | None, put_off: PutOff | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    """The task's loss of what the student gave, and its parts; `put_off`: the up-samplings left to it, None: none."""
     if put_off is None:
         return task.loss(output, label, pixels)
     return task.loss(output, label, pixels, put_off)
