@@ -19,6 +19,7 @@ from densekd.errors import ArgumentError, DensekdError, DtypeError, ModelError, 
 from densekd.losses import ChannelWise, FeatureMimic
 from densekd.teacher import Batch, FrozenTeacher, TeacherSource, choose, freezing
 from densekd.teacher import fold as folding
+from densekd.teacher import plain as plain_teacher
 from densekd.teacher.fidelity import MapError
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -303,6 +304,25 @@ class TestAuto:
         assert report.dtype == "float32"
         assert "bfloat16: its mIoU moves by" in report.why
         assert report.miou == report.miou_plain == 1.0
+
+    @pytest.mark.parametrize(("factor", "taken"), [(1.0, "bfloat16"), (1e2, "float32")])
+    def test_held_out_images_are_run_twice(self, monkeypatch: pytest.MonkeyPatch, factor: float, taken: str) -> None:
+        """Through the plain teacher and through what is taken: a format that errs too much anyway is not scored."""
+        teacher = network()
+        teacher.head.weight.data *= factor
+        scored: list[Any] = []
+        score = plain_teacher.Plain.score
+        monkeypatch.setattr(
+            plain_teacher.Plain,
+            "score",
+            lambda self, engine: scored.append((engine.precision.name, engine.channels_last)) or score(self, engine),
+        )
+        held_out = [(images(), torch.zeros(2, 16, 16, dtype=torch.int64))]
+        report = self.choice(monkeypatch, teacher, 0.5, temperature=1.0, held_out=held_out)
+        assert report.dtype == taken
+        assert scored == [("float32", False), (taken, True)]
+        assert report.candidates[0].miou == report.miou_plain is not None
+        assert report.miou is not None
 
     def test_what_does_not_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Picky(nn.Module):

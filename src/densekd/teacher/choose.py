@@ -40,6 +40,11 @@ class Measured:
     def softened(self) -> float:
         return max(error.softened for error in self.errors.values())
 
+    @property
+    def near(self) -> bool:
+        """Whether its softened maps are as near as they have to be."""
+        return self.finite and self.softened <= LARGEST_ERROR
+
 
 Measure = Callable[[Engine], Measured]
 
@@ -115,6 +120,23 @@ def choose(
     listed = [_candidate(t, best, verdict) for t, verdict in zip(tried, verdicts, strict=True)]
     notices = notices if best.engine.precision.autocast else []
     return best.engine, _why(best, plain, [*listed, *failed]), [*listed, *failed], notices
+
+
+def far_off(name: str, measured: Measured, before: float | None) -> list[str]:
+    """What is further off in a format that was asked for than `choose` would allow, in words; `before`: mIoU of the
+    plain teacher."""
+    found = [
+        f"in {name} the softened map {tap!r} errs by {100 * error.softened:.2g}%, more than the 1% that dtype='auto' "
+        "allows"
+        for tap, error in measured.errors.items()
+        if error.softened > LARGEST_ERROR
+    ]
+    if measured.miou is not None and before is not None and abs(measured.miou - before) > LARGEST_MIOU_CHANGE:
+        found.append(
+            f"in {name} mIoU moves by {100 * (measured.miou - before):+.2f} points on the held-out images, more than "
+            "the 0.1 that dtype='auto' allows"
+        )
+    return found
 
 
 def _why_not(tried: _Tried, plain: _Tried) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from densekd.errors import ArgumentError, DensekdError, ModelError
 from densekd.failures import out_of_memory
 from densekd.taps import TapReader, dry_run
-from densekd.teacher.choose import LARGEST_ERROR, LARGEST_MIOU_CHANGE, Measured, choose, in_format
+from densekd.teacher.choose import Measured, choose, far_off, in_format
 from densekd.teacher.compiled import Compiled
 from densekd.teacher.engine import Engine
 from densekd.teacher.engine_checks import Options, check_network, checked_options, copied, held_out_batches
@@ -213,7 +213,7 @@ class _Making:
             engine, _, notice = in_format(exact, name, self._measured)
             self.notices.extend([notice] if notice else [])
             return engine, "asked for"
-        engine, why, self.candidates, notices = choose(exact, self._measured, self._race)
+        engine, why, self.candidates, notices = choose(exact, self._weighed, self._race)
         self.notices.extend(notices)
         return engine, why
 
@@ -223,6 +223,14 @@ class _Making:
             count = self.plain.score(engine)
             self.scores[engine] = None if count is None else count.miou
         return Measured(compared.errors, compared.agreement, self.scores[engine])
+
+    def _weighed(self, engine: Engine) -> Measured:
+        """For the choice: the float32 copy has the mIoU of the plain teacher, and what errs too much is not scored."""
+        compared = self._compared(engine)
+        measured = Measured(compared.errors, compared.agreement, None)
+        if engine.precision.name == "float32":
+            return replace(measured, miou=self.plain.miou)
+        return self._measured(engine) if measured.near else measured
 
     def _compared(self, engine: Engine) -> Compared:
         if engine not in self.compared:
@@ -263,7 +271,7 @@ class _Making:
             temperature=options.temperature,
             errors=measured.errors,
             agreement=measured.agreement,
-            miou_plain=None if plain.counts is None else plain.counts.miou,
+            miou_plain=plain.miou,
             miou=measured.miou,
             held_out=0 if plain.counts is None else plain.counts.images,
             seconds_plain=self.seconds[plain.engine],
@@ -286,15 +294,4 @@ class _Making:
         if name == "float32":
             self._check_rounding(engine, measured.errors, "compiled," if engine.compiled else "as it is run")
             return
-        for tap, error in measured.errors.items():
-            if error.softened > LARGEST_ERROR:
-                self.notices.append(
-                    f"in {name} the softened map {tap!r} errs by {100 * error.softened:.2g}%, more than the 1% that "
-                    "dtype='auto' allows"
-                )
-        before = None if self.plain.counts is None else self.plain.counts.miou
-        if measured.miou is not None and before is not None and abs(measured.miou - before) > LARGEST_MIOU_CHANGE:
-            self.notices.append(
-                f"in {name} mIoU moves by {100 * (measured.miou - before):+.2f} points on the held-out images, more "
-                "than the 0.1 that dtype='auto' allows"
-            )
+        self.notices.extend(far_off(name, measured, self.plain.miou))

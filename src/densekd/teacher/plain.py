@@ -59,6 +59,11 @@ class Plain:
     held_out: list[tuple[Tensor, Tensor]]
     counts: MiouCount | None = None
 
+    @property
+    def miou(self) -> float | None:
+        """On the held-out batches; None without labels."""
+        return None if self.counts is None else self.counts.miou
+
     def read(self, engine: Engine) -> dict[str, Tensor]:
         """An engine's maps of the example, `(N, C, H, W)` each."""
         return self._upright(engine.maps(self.batch), engine)
