@@ -8,7 +8,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from densekd import files
 from densekd.distiller import Distiller
 from densekd.errors import RunError
 from densekd.models.digest import weights_digest
@@ -20,7 +19,7 @@ from densekd.runs.cache import stored_maps
 from densekd.runs.claim import Claim
 from densekd.runs.engine import engine, wrapped
 from densekd.runs.fast_teacher import fast_teacher
-from densekd.runs.folder import Run, start_folder
+from densekd.runs.folder import Run, begin_folder
 from densekd.runs.fused import settle_fused
 from densekd.runs.identity import digests
 from densekd.runs.idle import freeze, frozen_words, idle_parameters
@@ -110,10 +109,7 @@ class Execution:
     def _begun(self, student: Measured, teacher: Measured | None, objective: Objective) -> RunRecord:
         record = self.account.begin(self.parts, student, teacher, objective)
         if self.ranks.first:
-            if self.claim.resume:
-                files.sweep_temporaries(self.folder)
-            else:
-                start_folder(self.folder, self.recipe)
+            begin_folder(self.folder, self.recipe, resume=self.claim.resume)
         return record
 
     def _train(self, loop: Loop) -> Position:

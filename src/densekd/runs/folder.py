@@ -17,9 +17,11 @@ from densekd.models.build import build_model
 from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
 from densekd.report import write_report
+from densekd.runs.origin import FILE as ORIGIN
+from densekd.runs.origin import code_of, made_here, note_origin
 
 _KEPT = {"log.csv", "evaluations.csv", "confusion.json", "checkpoints", "student.safetensors", "looks", "tracking"}
-_OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html"}
+_OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html", ORIGIN}
 
 
 class Run:
@@ -27,17 +29,20 @@ class Run:
 
     Attributes:
         path: of the folder.
+        trust: whether code that its recipe names is executed though the folder was not made here.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, trust: bool = False) -> None:
+        self.path, self.trust = path, trust
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
+    def load(cls, path: str | Path, *, trust: bool = False) -> Run:
         """Open a run folder.
 
         Args:
             path: of the folder.
+            trust: execute the file of a network of the user's own (`net.py:build`), though this folder is a copy or
+                came from somebody else. A run that was made here needs it not.
 
         Raises:
             RunError: the folder is missing or holds no `record.json`.
@@ -54,7 +59,7 @@ class Run:
         if not (folder / "record.json").is_file():
             what = "holds no record.json: it is no run" if folder.is_dir() else "no such folder"
             raise RunError(f"{folder}: {what}. Runs are made by `densekd train` and `densekd distill`")
-        return cls(folder)
+        return cls(folder, trust=trust)
 
     @property
     def record(self) -> RunRecord:
@@ -100,7 +105,7 @@ class Run:
         """The best student, in eval mode, as a network of its own library.
 
         Raises:
-            RunError: the run has not evaluated a student yet.
+            RunError: the run has not evaluated a student yet; or its network is code and the folder was not made here.
             ModelError, CheckpointError: its network cannot be built here, or its weights do not fit it.
         """
         recipe, scores = self.recipe, self.record.best
@@ -118,10 +123,37 @@ class Run:
         """The best student as a part of a recipe: the recipe's network with `student.safetensors` as its weights.
 
         Raises:
-            RunError: there are none yet.
+            RunError: there are none yet; or its network is code and the folder was not made here.
         """
-        weights = CheckpointSpec(path=str(self.weights.absolute()))
-        return self.recipe.student.model_copy(update={"checkpoint": weights, "encoder_checkpoint": None})
+        weights, recipe = CheckpointSpec(path=str(self.weights.absolute())), self.recipe
+        self.require_trust(recipe.student)
+        return recipe.student.model_copy(update={"checkpoint": weights, "encoder_checkpoint": None})
+
+    def require_trust(self, spec: ModelSpec | None) -> None:
+        """Refuse to build a network of the run's recipe that is code, where the folder may come from a stranger.
+
+        Raises:
+            RunError: it says which file would be executed, and how to allow it.
+        """
+        code = code_of(spec)
+        if code is None or self.trust or made_here(self.path):
+            return
+        raise RunError(
+            f"{self.path}: its recipe names code, {spec.model if spec is not None else code}, and this folder was not "
+            f"made in its place: it is a copy, or came from somebody else. Opening its network executes "
+            f"{Path(code).expanduser().absolute()}, which can do anything that you can. If you trust that file and the "
+            "recipe, give --trust (in Python: Run.load(folder, trust=True))"
+        )
+
+    def code(self, *, teacher: bool = False) -> list[str]:
+        """Lines on the files that opening the student executes, and with `teacher` the teacher's."""
+        recipe = self.recipe
+        asked = {"student": recipe.student, **({"teacher": recipe.teacher} if teacher else {})}
+        return [
+            f"{code} is executed: the recipe of {self.path} names it as its {what}"
+            for what, spec in asked.items()
+            if (code := code_of(spec)) is not None
+        ]
 
 
 def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force: bool) -> None:
@@ -179,6 +211,15 @@ def start_folder(path: Path, recipe: Recipe) -> None:
             entry.unlink(missing_ok=True)
     files.sweep_temporaries(path)
     files.write_text(path / "recipe.yaml", dump_recipe(recipe))
+
+
+def begin_folder(path: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Make the folder ready for training: cleared and begun anew, or of what a kill left half-written."""
+    if resume:
+        files.sweep_temporaries(path)
+    else:
+        start_folder(path, recipe)
+    note_origin(path, recipe)
 
 
 def resume_command(path: Path, method: str) -> str:
