@@ -142,4 +142,4 @@ def make_run(
         recipe_sha256=recipe_digest(recipe),
     )
     files.write_json(folder / "record.json", dump(record))
-    return Run.load(folder)
+    return Run.load(folder, trust=True)

@@ -77,7 +77,7 @@ def make_run(folder: Path, recipe: dict[str, Any], record: RunRecord | None = No
         _settle(network)
     files.write_tensors(folder / "student.safetensors", network.state_dict())
     files.write_json(folder / "record.json", dump(record))
-    return Run.load(folder)
+    return Run.load(folder, trust=True)
 
 
 def _settle(network: nn.Module) -> None:

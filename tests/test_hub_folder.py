@@ -144,7 +144,7 @@ def test_the_card_s_code_gives_what_the_run_gives(
         with pytest.raises(ExportError, match=r"net\.py:build cannot be built here"):
             load_exported(tmp_path / "hub")
         (tmp_path / "hub" / "net.py").write_text(NET)
-    made = load_exported(tmp_path / "hub")
+    made = load_exported(tmp_path / "hub", trust=True)
     picture = photo(tmp_path / "hub" / "photo.jpg")
     monkeypatch.chdir(tmp_path / "hub")
     found = found_alone(tmp_path / "hub", tmp_path / "found.npz") if alone else found_here(tmp_path / "hub")

@@ -52,6 +52,7 @@ def run(
     seconds: float = SECONDS,
     progress: runner.Progress | None = None,
     command: str = "densekd bench latency",
+    trust: bool = False,
 ) -> BenchRecord:
     """Measure everything that was given at every size.
 
@@ -66,6 +67,7 @@ def run(
         seconds: about how long each size and batch size is measured, all contestants together.
         progress: called with (parts done, in all).
         command: kept in the record.
+        trust: execute code that a run or a file names, though it was not made here.
 
     Raises:
         ArgumentError: a number, a device or a name that cannot be.
@@ -75,14 +77,14 @@ def run(
     check_given(given, formats)
     counts = _checked(sizes, batches, seconds)
     place = choose_device(device)
-    chosen = list(sizes) if sizes is not None else [size_of(given)]
+    chosen = list(sizes) if sizes is not None else [size_of(given, trust=trust)]
     ticks = _ticks(progress, len(chosen) * (len(given) + 1 + len(counts) * (_ROUNDS + 1)))
     load, cases, notes = runner.machine_load(), list[BenchCase](), list[str]()
     with runner.use_threads(threads), tempfile.TemporaryDirectory(prefix="densekd-latency-") as folder:
         for number, size in enumerate(chosen):
             inside = Path(folder) / str(number)
             inside.mkdir()
-            gathered = Gathering(size, place, threads, inside)
+            gathered = Gathering(size, place, threads, inside, trust=trust)
             for text in given:
                 gathered.add(text, formats)
                 next(ticks)

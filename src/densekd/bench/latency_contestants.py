@@ -92,13 +92,13 @@ def check_given(given: Sequence[str], formats: Sequence[str]) -> None:
             raise ArgumentError(f"formats: {name!r}: expected {', '.join(FORMATS)}{nearest(name, FORMATS)}")
 
 
-def size_of(given: Sequence[str]) -> Size:
+def size_of(given: Sequence[str], *, trust: bool = False) -> Size:
     """The size that the first run or file is made for, as far as it says; else 512x1024."""
     for text in given:
         if Path(text).is_dir():
             found = usual_size(Run.load(text).recipe)
         else:
-            found = load_exported(text).manifest.input.size if Path(text).suffix in SUFFIXES else None
+            found = load_exported(text, trust=trust).manifest.input.size if Path(text).suffix in SUFFIXES else None
         if found is not None:
             return found[0], found[1]
     return SIZE
@@ -112,14 +112,15 @@ class Gathering:
         device: where it runs.
         threads: of one call, on the CPU.
         folder: exported files are made here.
+        trust: execute code that a run or a file names, though it was not made here.
 
     Attributes:
         contestants: in the order in which they were given; a teacher that several runs share, once.
         notices: what was left out, and what is not as it seems.
     """
 
-    def __init__(self, size: Size, device: torch.device, threads: int, folder: Path) -> None:
-        self._size, self._device, self._threads, self._folder = size, device, threads, folder
+    def __init__(self, size: Size, device: torch.device, threads: int, folder: Path, *, trust: bool = False) -> None:
+        self._size, self._device, self._threads, self._folder, self._trust = size, device, threads, folder, trust
         self._teachers: dict[str, Contestant] = {}
         self.contestants: list[Contestant] = []
         self.notices: list[str] = []
@@ -133,7 +134,9 @@ class Gathering:
         if Path(text).is_dir():
             self._run(text, formats)
         elif Path(text).suffix in SUFFIXES:
-            self.contestants.append(self._file(load_exported(text, **self._where()), Path(text).name))
+            self.contestants.append(
+                self._file(load_exported(text, trust=self._trust, **self._where()), Path(text).name)
+            )
         else:
             subject = open_subject(text)
             self.notices += subject.notices
@@ -150,7 +153,7 @@ class Gathering:
                 one.same_as = students.get(one.student_sha256)
 
     def _run(self, text: str, formats: Sequence[str]) -> None:
-        run, label = Run.load(text), Path(text).resolve().name
+        run, label = Run.load(text, trust=self._trust), Path(text).resolve().name
         last = run.recipe.runtime.channels_last
         teacher = self._teacher(run, label)
         student = self._network(run.student().float(), label, STUDENT, self._size, channels_last=last)
@@ -172,6 +175,7 @@ class Gathering:
         spec, best = run.recipe.teacher, run.record.best
         if spec is None or best is None:
             return None
+        run.require_trust(spec)
         key = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
         if key not in self._teachers:
             own = 1 if run.recipe.task.binary else len(best.iou)

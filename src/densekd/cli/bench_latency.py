@@ -12,7 +12,7 @@ import typer
 
 from densekd.cli.bench import finish, measuring, refuse_existing, whole_numbers
 from densekd.cli.guard import complain, guarded
-from densekd.cli.training import Json, QuietFlag
+from densekd.cli.training import Json, QuietFlag, Trust, about_code
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
@@ -44,6 +44,7 @@ def latency(
         float, typer.Option("--seconds", help="About how long each size and batch size is measured.")
     ] = 10.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -55,6 +56,8 @@ def latency(
     asked = [] if formats == "none" else [part.strip() for part in formats.split(",") if part.strip()]
     words = ["densekd", "bench", "latency", *given, *(["--sizes", sizes] if sizes is not None else [])]
     words += ["--batch-sizes", batch_sizes, "--formats", formats, "--device", device, "--threads", str(threads)]
+    for text in given:
+        about_code(Path(text), trust, quiet, teacher=True)
     with measuring(quiet) as progress:
         record = bench.run(
             given,
@@ -66,6 +69,7 @@ def latency(
             seconds=seconds,
             progress=progress,
             command=shlex.join([*words, "--seconds", f"{seconds:g}"]),
+            trust=trust,
         )
     title = f"forward passes on {record.device}" + (f", {threads} thread(s)" if record.device == "cpu" else "")
     finish(out, record, bench.rows(record), title, quiet, as_json)

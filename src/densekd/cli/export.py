@@ -11,7 +11,7 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
-from densekd.cli.training import Json, Overrides, QuietFlag, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
 if TYPE_CHECKING:
     from densekd.export import Manifest
@@ -47,17 +47,21 @@ def export(
     ] = 1.0,
     score: Annotated[int | None, typer.Option("--score", help="INT8: validation images for mIoU; default all.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's best student as ONNX, pt2, safetensors or a folder of its own library; verified after writing."""
     from densekd.export import Int8Options, export_run
+    from densekd.runs import Run
 
     _require_int8(int8, calibration=(calibration, 100), max_drop=(max_drop, 1.0), score=(score, None))
     chosen = Int8Options(calibration=calibration, max_drop=max_drop / 100, score=score) if int8 else None
+    opened = Run.load(run, trust=trust)
+    about_code(run, trust, quiet)
     with Watch() as watch:
         made = export_run(
-            run,
+            opened,
             to,  # type: ignore[arg-type]  # any word: it says itself which there are
             out=out,
             size=size,

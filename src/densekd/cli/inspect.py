@@ -13,7 +13,7 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
-from densekd.cli.training import Json, Overrides, QuietFlag, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
 if TYPE_CHECKING:
     from densekd.inspection import Inspection, Subject
@@ -66,6 +66,7 @@ def inspect(
     ] = 4.0,
     raw: Annotated[bool, typer.Option("--raw", help="With --image: the values, without a softmax.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --image: replace an existing sheet.")] = False,
+    trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -74,6 +75,7 @@ def inspect(
     from densekd.inspection import inspect as look
     from densekd.inspection import open_subject
 
+    about_code(Path(model), trust, quiet, teacher=pair)
     if pair:
         for name, given in (("--image", image), ("--tap", tap), ("--checkpoint", checkpoint), ("--depth", depth)):
             if given is not None:
@@ -87,7 +89,7 @@ def inspect(
     sheet = None
     with Watch() as watch:
         count = _counter(watch, 2 if image is None else 3, quiet)
-        subject = open_subject(model, dotted(options), classes=classes, checkpoint=checkpoint)
+        subject = open_subject(model, dotted(options), classes=classes, checkpoint=checkpoint, trust=trust)
         count()
         if image is None:
             found = look(subject, size)

@@ -11,7 +11,7 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
-from densekd.cli.training import Json, Overrides, QuietFlag, dotted
+from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
 if TYPE_CHECKING:
     from densekd.predict import Prediction, VideoPrediction
@@ -27,6 +27,7 @@ def evaluate(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option("--split", help="val, train, or the name of an extra split.")] = "val",
     per_class: Annotated[bool, typer.Option("--per-class", help="A row per class.")] = False,
+    trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -35,8 +36,9 @@ def evaluate(
     from densekd.runs import Run
     from densekd.runs.score import score_run
 
-    opened, changed = Run.load(run), dotted(overrides)
+    opened, changed = Run.load(run, trust=trust), dotted(overrides)
     _ask_for_memory(opened, changed)
+    about_code(run, trust, quiet)
     with Watch() as watch:
         scores = score_run(opened, split, changed, None if quiet else watch.counting)
     used = load_recipe(opened.path / "recipe.yaml", changed).evaluation
@@ -52,7 +54,7 @@ def evaluate(
             "class": "mean",
             "IoU": round(100 * scores.miou, 2),
             "pixel accuracy": round(100 * scores.pixel_accuracy, 2),
-            "images": scores.images,
+            "images": scores.counted,
         }
     ]
     if per_class:
@@ -90,6 +92,7 @@ def predict(
     alpha: Annotated[float, typer.Option("--alpha", min=0.0, max=1.0, help="Strength of the colours.")] = 0.5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images, or windows, at a time.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files.")] = False,
+    trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +101,8 @@ def predict(
     from densekd.predict import predict as run_predict
     from densekd.runs import Run
 
-    opened = open_student(run)
+    about_code(run, trust, quiet)
+    opened = open_student(run, trust=trust)
     if isinstance(opened, Run):
         _ask_for_memory(opened, {})
     changes = [text for text in inputs if _OVERRIDE.match(text) and not Path(text).exists()]

@@ -32,6 +32,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupt
 Force = Annotated[bool, typer.Option("--force", help="Start again in a folder that holds a run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, train nothing.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Execute the file.py that the recipe names, though this is no run made here.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -49,6 +52,19 @@ def loaded(recipe: str, overrides: list[str] | None, seed: int | None = None) ->
     resolved = load_recipe(recipe, {**dotted(overrides), **({} if seed is None else {"seed": seed})})
     host_memory.ask(resolved.runtime)
     return resolved
+
+
+def about_code(folder: Path, trust: bool, quiet: bool, *, teacher: bool = False) -> None:
+    """Before a run's networks are opened: refuse code of a run that was not made here, say which is executed."""
+    from densekd.runs import Run
+
+    if not (folder / "record.json").is_file():
+        return
+    run = Run.load(folder, trust=trust)
+    for spec in (run.recipe.student, *([run.recipe.teacher] if teacher else [])):
+        run.require_trust(spec)
+    for line in [] if quiet else run.code(teacher=teacher):
+        complain(line)
 
 
 @guarded
@@ -171,7 +187,7 @@ def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
                     "split": extra,
                     "mIoU": round(100 * scores.miou, 2),
                     "pixel accuracy": round(100 * scores.pixel_accuracy, 2),
-                    "images": scores.images,
+                    "images": scores.counted,
                 }
             )
     table(rows, title=f"{run.path}: {record.method}, seed {record.seed}")

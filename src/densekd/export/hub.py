@@ -23,6 +23,7 @@ from densekd.export.library import (
     library_of,
     load_folder,
     loading_of,
+    require_trust,
 )
 from densekd.export.manifest import FILE, Manifest, read_manifest
 from densekd.export.processor import write_processor
@@ -79,16 +80,20 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
     return replace(opened, manifest=manifest)
 
 
-def open_hub_folder(folder: Path, device: str = "cpu", threads: int | None = None) -> TorchStudent:
+def open_hub_folder(
+    folder: Path, device: str = "cpu", threads: int | None = None, *, trust: bool = False
+) -> TorchStudent:
     """Open a folder that densekd has written, by the student's own library.
 
     Raises:
-        ExportError: it holds no manifest, is damaged, or the library that it needs is missing.
+        ExportError: it holds no manifest, is damaged, the library that it needs is missing, or its network is code
+            that is not trusted.
     """
     noted = folder / FILE
     if not noted.is_file():
         raise ExportError(f"{folder}: holds no {FILE}; it was not made by `densekd export RUN --to hub-folder`")
     manifest = read_manifest(noted.read_text(encoding="utf-8", errors="replace"), noted)
+    require_trust(folder, manifest, folder, trust)
     with contextlib.redirect_stdout(io.StringIO()):  # libraries tell where they load from
         network = load_folder(folder, manifest)
     return placed(folder, manifest, network, device, threads)

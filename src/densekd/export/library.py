@@ -75,8 +75,26 @@ def build_with(manifest: Manifest, weights: Path, base: Path | str = ".", model:
         raise ExportError(f"{weights}: its network {info.model} cannot be built here: {error}{beside}") from error
 
 
+def require_trust(path: Path, manifest: Manifest, base: Path, trust: bool) -> None:
+    """Refuse an exported student whose network is a file of Python, unless the user trusts it.
+
+    Raises:
+        ExportError: it says which file would be executed, and how to allow it.
+    """
+    code = parse_reference(manifest.network.model).path
+    if code is None or trust:
+        return
+    raise ExportError(
+        f"{path}: its network is code, {manifest.network.model}; opening it executes {(base / code).absolute()}, which "
+        "can do anything that you can. If you trust that file, give --trust (in Python: "
+        "load_exported(path, trust=True))"
+    )
+
+
 def load_folder(folder: Path, manifest: Manifest) -> nn.Module:
     """The network of a hub folder, by its own library wherever that loads folders; in eval mode, float32.
+
+    Only safetensors are read, and no code of the folder is run.
 
     Raises:
         ExportError: the library cannot load it; its own words are given.
@@ -84,6 +102,7 @@ def load_folder(folder: Path, manifest: Manifest) -> nn.Module:
     library = library_of(manifest.network)
     if library in ("torchvision", "timm", "file"):
         return build_with(manifest, folder / WEIGHTS, folder)
+    _require_weights(folder)
     try:
         if library == "smp":
             import segmentation_models_pytorch as smp
@@ -93,7 +112,9 @@ def load_folder(folder: Path, manifest: Manifest) -> nn.Module:
         else:
             from transformers import AutoModelForSemanticSegmentation
 
-            network = AutoModelForSemanticSegmentation.from_pretrained(str(folder), local_files_only=True)
+            network = AutoModelForSemanticSegmentation.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
     except ImportError:
         raise ExportError(f'{folder}: needs transformers: pip install "densekd[hf]"') from None
     except Exception as error:  # a damaged folder fails in as many ways as it has parts
@@ -102,6 +123,12 @@ def load_folder(folder: Path, manifest: Manifest) -> nn.Module:
             f"{folder}: {title_of(manifest.network)} cannot load it ({type(error).__name__}: {reason})"
         ) from None
     return network.float().eval()
+
+
+def _require_weights(folder: Path) -> None:
+    """A library that finds no safetensors looks for other files, which are pickles."""
+    if not any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json")):
+        raise ExportError(f"{folder}: holds no {WEIGHTS}; weights in another form are not read")
 
 
 def _register_encoder(folder: Path) -> None:

@@ -8,16 +8,20 @@ from densekd.errors import ExportError
 from densekd.export.exported import Exported
 
 
-def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> Exported:
+def load_exported(
+    path: str | Path, *, device: str = "cpu", threads: int | None = None, trust: bool = False
+) -> Exported:
     """Open an exported student.
 
     Args:
         path: a file `.onnx`, `.pt2` or `.safetensors`, or a hub folder.
         device: `cpu` or `cuda`.
         threads: CPU threads of one call; None: what the library takes by itself.
+        trust: execute the file of a network of somebody's own (`net.py:build`), which lies beside the weights.
 
     Raises:
-        ExportError: nothing is there, it was not made by `densekd export`, it is damaged, or the device is not there.
+        ExportError: nothing is there, it was not made by `densekd export`, it is damaged, the device is not there,
+            or its network is code and `trust` was not given.
     """
     file = Path(path)
     if not file.exists():
@@ -29,11 +33,11 @@ def load_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
     if file.is_dir():
         from densekd.export.hub import open_hub_folder
 
-        return open_hub_folder(file, device, threads)
+        return open_hub_folder(file, device, threads, trust=trust)
     if file.suffix == ".safetensors":
         from densekd.export.weights import open_weights
 
-        return open_weights(file, device, threads)
+        return open_weights(file, device, threads, trust=trust)
     if file.suffix == ".onnx":
         from densekd.export.onnx_file import open_onnx
 

@@ -35,7 +35,7 @@ def write_processor(student: Student, folder: Path, real: RealImages) -> list[st
         **size, do_rescale=True, do_normalize=True, image_mean=list(augment.mean), image_std=list(augment.std)
     )
     made.save_pretrained(str(folder))
-    opened: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    opened: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     transform = EvalTransform(augment.model_copy(update={"fit": None}))
     worst = 0.0
     for image in real.images:

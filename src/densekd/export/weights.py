@@ -15,7 +15,7 @@ from densekd._version import __version__
 from densekd.errors import ExportError
 from densekd.export.graph import Graph
 from densekd.export.images import RealImages
-from densekd.export.library import build_with, library_of
+from densekd.export.library import build_with, library_of, require_trust
 from densekd.export.manifest import (
     KEY,
     Format,
@@ -67,11 +67,11 @@ def write_weights(student: Student, path: Path, real: RealImages, watch: Watch |
     return replace(opened, manifest=manifest)
 
 
-def open_weights(path: Path, device: str = "cpu", threads: int | None = None) -> TorchStudent:
+def open_weights(path: Path, device: str = "cpu", threads: int | None = None, *, trust: bool = False) -> TorchStudent:
     """Open a safetensors file that densekd has written: its library builds the network, weights are loaded strictly.
 
     Raises:
-        ExportError: it is damaged, has no manifest, or its network cannot be built here.
+        ExportError: it is damaged, has no manifest, its network cannot be built here, or is code that is not trusted.
     """
     try:
         with safe_open(path, "pt") as stream:
@@ -83,6 +83,7 @@ def open_weights(path: Path, device: str = "cpu", threads: int | None = None) ->
             f"{path}: holds weights without a manifest of densekd; `densekd export RUN --to safetensors` writes one"
         )
     manifest = read_manifest(noted[KEY], path)
+    require_trust(path, manifest, path.parent, trust)
     return placed(path, manifest, build_with(manifest, path, path.parent), device, threads)
 
 

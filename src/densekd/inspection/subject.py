@@ -59,6 +59,7 @@ def open_subject(
     *,
     classes: int | None = None,
     checkpoint: str | None = None,
+    trust: bool = False,
 ) -> Subject:
     """The network of a model reference (as recipes name one) or the student of a run folder.
 
@@ -68,9 +69,10 @@ def open_subject(
         options: of the network's constructor; none for a run.
         classes: outputs of a network that is no run's; None: those of a local folder's configuration, else 19.
         checkpoint: a file of weights of the whole network.
+        trust: execute code that the recipe of a run names, though its folder was not made here.
 
     Raises:
-        RunError: a run without a student.
+        RunError: a run without a student; or one whose network is code and whose folder was not made here.
         ModelError: a reference, an option or a value that cannot work.
         CheckpointError: weights that do not fit.
         ArgumentError: options, classes or a checkpoint beside a run.
@@ -81,7 +83,7 @@ def open_subject(
             raise ArgumentError(
                 f"{text}: a run has its own network, classes and weights; leave KEY=VALUE and the rest out"
             )
-        return _of_run(folder)
+        return _of_run(folder, trust)
     try:
         spec = ModelSpec(model=text, options=dict(options or {}))
     except ValidationError as error:
@@ -141,8 +143,8 @@ def _built(spec: ModelSpec, outputs: int, notices: list[str]) -> nn.Module:
         return build_model(spec, outputs, notices=notices).eval()
 
 
-def _of_run(folder: Path) -> Subject:
-    run = Run.load(folder)
+def _of_run(folder: Path, trust: bool) -> Subject:
+    run = Run.load(folder, trust=trust)
     recipe, best = run.recipe, run.record.best
     with torch.random.fork_rng(devices=[]):
         network = run.student()

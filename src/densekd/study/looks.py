@@ -123,6 +123,7 @@ def _best(run: Run) -> ScoredImages:
 def _opened(run: Run) -> Parts:
     """Data, task and best student of a run."""
     recipe = load_recipe(run.path / "recipe.yaml", {"student": run.student_spec.model_dump(mode="json")})
+    run.require_trust(recipe.teacher)  # whose pictures are drawn, too
     parts = assemble(recipe, training=False, taught=False)
     parts.student.eval()
     return parts
