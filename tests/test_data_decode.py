@@ -14,7 +14,7 @@ from densekd.data import decode
 from densekd.data.images import open_picture, read_image
 from densekd.errors import DataError
 
-torchvisions = pytest.mark.skipif(len(decode._DECODERS) < 2, reason="this torchvision decodes no PNG or JPEG")
+torchvisions = pytest.mark.skipif(len(decode._decoders()) < 2, reason="this torchvision decodes no PNG or JPEG")
 
 
 def colours(height: int, width: int) -> Image.Image:
@@ -61,12 +61,13 @@ def test_the_pixels_are_those_of_pillow(tmp_path: Path, size: tuple[int, int]) -
 def test_the_reader_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     colours(4, 5).save(path)
-    monkeypatch.setitem(decode._DECODERS, "PNG", lambda data: torch.full((3, 4, 5), 9, dtype=torch.uint8))
+    nines = {"PNG": lambda data: torch.full((3, 4, 5), 9, dtype=torch.uint8)}
+    monkeypatch.setattr(decode, "_decoders", lambda: nines)
     assert (read_image(path) == 9).all()
 
 
 def test_without_torchvisions_decoders_pillow_reads_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_DECODERS", {})
+    monkeypatch.setattr(decode, "_decoders", dict)
     for name in ("a.png", "a.jpg"):
         colours(9, 7).save(tmp_path / name)
         assert fast(tmp_path / name) is None

@@ -7,27 +7,35 @@ without the libraries, Pillow reads all files: the pixels are the same.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import io
 
 _TURNED = range(2, 9)
 _ORIENTATION = 0x0112
 # What it announces is known here, and no news to who trains.
 warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning)
-_DECODERS = {
-    kind: getattr(io, name) for kind, name in (("PNG", "decode_png"), ("JPEG", "decode_jpeg")) if hasattr(io, name)
-}
+_NAMES = {"PNG": "decode_png", "JPEG": "decode_jpeg"}
 _TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+
+
+@cache
+def _decoders() -> Mapping[str, Callable[[Tensor], Tensor]]:
+    # torchvision takes seconds to load, and a recipe needs none of it.
+    from torchvision import io
+
+    return {kind: getattr(io, name) for kind, name in _NAMES.items() if hasattr(io, name)}
 
 
 def decoder_of() -> str:
     """Which package reads plain files here."""
-    return f"torchvision ({', '.join(_DECODERS)}), Pillow" if _DECODERS else "Pillow"
+    found = _decoders()
+    return f"torchvision ({', '.join(found)}), Pillow" if found else "Pillow"
 
 
 def decoded(picture: Image.Image, path: Path) -> Tensor | None:
@@ -37,7 +45,7 @@ def decoded(picture: Image.Image, path: Path) -> Tensor | None:
         None where Pillow must read: another format, another kind of pixels, a picture that is turned, several
         pictures, or one that is damaged (so that there is one place that says so).
     """
-    decode = _DECODERS.get(str(picture.format))
+    decode = _decoders().get(str(picture.format))
     if decode is None or picture.mode != "RGB" or getattr(picture, "n_frames", 1) > 1:
         return None
     try:

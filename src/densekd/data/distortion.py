@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 BRIGHTNESS = 32.0
 CONTRAST = SATURATION = (0.5, 1.5)
@@ -40,7 +39,9 @@ class PhotometricDistortion:
         if _chance():
             image = saturated(image, _between(*SATURATION))
         if _chance():
-            image = functional.adjust_hue(image, _between(-HUE, HUE))
+            from torchvision.transforms.v2.functional import adjust_hue
+
+            image = adjust_hue(image, _between(-HUE, HUE))
         return image if contrast_first else _contrast(image)
 
 

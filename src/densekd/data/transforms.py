@@ -5,17 +5,18 @@ Every random choice is drawn from torch's CPU generator, which `densekd.data.vie
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from densekd.data.augment import AugmentSpec, Size
 from densekd.data.base import Sample
 from densekd.data.distortion import PhotometricDistortion
 from densekd.data.window import Window, resized_image, resized_label
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 _REDRAWN = 10
 
@@ -39,13 +40,17 @@ def _window_start(size: int, crop: int) -> int:
 
 class _Normalise:
     def __init__(self, spec: AugmentSpec) -> None:
+        # torchvision takes seconds to load: here, before the workers of a loader start, and not with this module.
+        from torchvision.transforms.v2.functional import normalize
+
+        self._normalize = normalize
         # On the scale of the stored 8 bits, which saves one pass over the pixels.
         self._mean = [255.0 * value for value in spec.mean]
         self._std = [255.0 * value for value in spec.std]
 
     def __call__(self, image: Tensor) -> Tensor:
         pixels = image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        return functional.normalize(pixels, self._mean, self._std, inplace=True)
+        return self._normalize(pixels, self._mean, self._std, inplace=True)
 
 
 class TrainTransform:
@@ -69,6 +74,8 @@ class TrainTransform:
         if spec.distortion:
             self._colours = PhotometricDistortion()
         elif jitter.active:
+            from torchvision.transforms import v2
+
             self._colours = v2.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
 
     def __call__(self, sample: Sample) -> TrainItem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from densekd.data.augment import AugmentSpec
 from densekd.export.manifest import Manifest, Size
@@ -39,7 +38,9 @@ class Feed:
         """From uint8 `(3, H, W)` to float32 `(3, h, w)`, what the file takes."""
         size = self.size_of((image.shape[1], image.shape[2]))
         if tuple(image.shape[1:]) != size:
-            image = functional.resize(image, list(size), antialias=True)
+            from torchvision.transforms.v2.functional import resize
+
+            image = resize(image, list(size), antialias=True)
         return self.pixels(image.float())
 
     def pixels(self, image: Tensor) -> Tensor:

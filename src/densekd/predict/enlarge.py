@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 # Class maps are enlarged to the picture in float32: 2**27 values are half a gigabyte.
 MOST_VALUES = 2**27
@@ -24,5 +23,7 @@ def enlarged(found: Iterable[Tensor], sizes: Sequence[tuple[int, int]]) -> Itera
         if tuple(ids.shape) == size:
             yield ids.cpu()
         else:
+            from torchvision.transforms.v2 import functional
+
             nearest = functional.InterpolationMode.NEAREST_EXACT
             yield functional.resize(ids[None].to(torch.int32), list(size), nearest)[0].long().cpu()
