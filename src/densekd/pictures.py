@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -26,6 +25,8 @@ _EDGE = 0.35
 
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # takes a while, and most commands draw nothing
+
     # matplotlib brings DejaVu along: the same letters on every machine, and most alphabets.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
@@ -208,6 +209,8 @@ def channel_map(values: Tensor, size: tuple[int, int] | None = None, colormap: s
     heat = Image.fromarray(scaled.clip(0, 1).astype(np.float32))
     if size is not None:
         heat = heat.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    import matplotlib
+
     colors = matplotlib.colormaps[colormap](np.asarray(heat).clip(0, 1), bytes=True)
     return Image.fromarray(np.ascontiguousarray(colors[..., :3]))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -64,6 +63,8 @@ def heat_picture(image: Image.Image, plane: Tensor, low: float, high: float) -> 
         plane: multiples of the even share `(h, w)`.
         low, high: what has the darkest and the brightest colour; everything beyond has it too.
     """
+    import matplotlib
+
     full = enlarged(image)
     values = Image.fromarray(((plane.numpy() - low) / max(high - low, 1e-12)).astype(np.float32))
     values = values.resize(full.size, Image.Resampling.BILINEAR)
@@ -74,6 +75,8 @@ def heat_picture(image: Image.Image, plane: Tensor, low: float, high: float) -> 
 
 def gradient(steps: int = 9) -> str:
     """The colours of `heat_picture` over middle grey, as stops of a CSS gradient."""
+    import matplotlib
+
     colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, steps))[:, :3] * 255 * (1 - _UNDER) + 128 * _UNDER
     return ", ".join(f"rgb({red:.0f} {green:.0f} {blue:.0f})" for red, green, blue in colors)
 
