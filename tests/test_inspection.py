@@ -14,10 +14,11 @@ from densekd.errors import ArgumentError, ModelError
 from densekd.inspection import Inspection, Subject, inspect
 from densekd.inspection.good import Good, best_feature, good_taps
 from densekd.inspection.pair import between, matched, proposed, terms_block
-from densekd.inspection.sheet import entropies, softened
+from densekd.inspection.sheet import entropies
 from densekd.inspection.subject import without_weights
 from densekd.inspection.tree import Node
 from densekd.inspection.watching import as_map, tensors_of, watch
+from densekd.looks.softened import log_shares
 from densekd.models.specs import ModelSpec
 from densekd.training.specs import TermSpec
 
@@ -196,16 +197,15 @@ def test_no_weights_are_asked_for() -> None:
     assert without_weights(plain) == (plain, [])
 
 
-def test_softened_maps_and_their_entropy() -> None:
+def test_the_entropy_of_softened_maps() -> None:
     values = torch.tensor(
         [[[0.0, 0.0], [0.0, 0.0]], [[400.0, 0.0], [0.0, 0.0]], [[4.0 * math.log(3), 0.0], [0.0, 0.0]]]
     )
-    soft = softened(values, 4.0)
-    assert soft.sum((1, 2)).tolist() == pytest.approx([1.0, 1.0, 1.0])
-    assert soft[2].flatten().tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    logs = log_shares(values, 4.0)
+    assert logs[2].exp().tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
     by_hand = (0.5 * math.log(2) + 0.5 * math.log(6)) / math.log(4)
-    assert entropies(soft) == pytest.approx([1.0, 0.0, by_hand], abs=1e-6)
-    assert entropies(torch.ones(2, 1, 1)) == [0.0, 0.0]
+    assert entropies(logs) == pytest.approx([1.0, 0.0, by_hand], abs=1e-6)
+    assert entropies(torch.zeros(2, 1)) == [0.0, 0.0]
 
 
 def stage(tap: str, *shape: int) -> Good:

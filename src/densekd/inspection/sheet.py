@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional
 
 from densekd.adapters import find_layout
 from densekd.data.images import read_image
 from densekd.data.transforms import EvalTransform
 from densekd.errors import ArgumentError, nearest
 from densekd.inspection.subject import Size, Subject
+from densekd.looks.softened import entropy as entropy_in_nats
+from densekd.looks.softened import log_shares
 from densekd.models.sizes import fitting_size, input_multiple
 from densekd.pictures import channel_map, contact_sheet, headline, photograph, stacked
 from densekd.taps import TapReader, dry_run
@@ -121,18 +122,21 @@ def draw_sheet(
         raise ArgumentError(f"order {order!r}: expected entropy or index{nearest(order, get_args(Order))}")
     if most < 1:
         raise ArgumentError(f"channels: expected a number from 1, got {most}")
+    from torchvision.transforms.v2.functional import resize
+
     values, notices = _read(subject, prepared, tap)
-    soft = softened(values, temperature)
-    entropy = entropies(soft)
+    logs = log_shares(values, temperature)
+    entropy = entropies(logs)
     ranked = sorted(range(len(entropy)), key=lambda channel: entropy[channel]) if order == "entropy" else None
     channels = (ranked or list(range(len(entropy))))[:most]
+    soft = logs.exp().view_as(values)
     which = "those of the lowest entropy" if order == "entropy" else "the first ones"
     if len(channels) < len(entropy):
         notices.append(f"{tap}: {len(channels)} of {len(entropy)} channels are shown, {which}")
     how = "values" if raw else f"softmax over positions at temperature {temperature:g}"
     head = f"{subject.what}, {tap}: {len(entropy)} channels of {values.shape[1]}x{values.shape[2]}, {how}"
     names = _names(subject, tap, len(entropy))
-    cells = [(photograph(functional.resize(prepared.shown, list(prepared.size), antialias=True)), "image")]
+    cells = [(photograph(resize(prepared.shown, list(prepared.size), antialias=True)), "image")]
     size = _cell(prepared.size)
     for channel in channels:
         picture = channel_map((values if raw else soft)[channel], size)
@@ -141,18 +145,11 @@ def draw_sheet(
     return Sheet(_arranged(cells, head), tap, shape, channels, entropy, notices)
 
 
-def softened(values: Tensor, temperature: float) -> Tensor:
-    """Softmax over the positions of each channel, `(C, H, W)` in float32: every channel sums to 1."""
-    flat = values.float().flatten(1) / temperature
-    return flat.softmax(1).view_as(values.float())
-
-
-def entropies(soft: Tensor) -> list[float]:
-    """Entropy of each channel of `(C, H, W)` over the logarithm of the number of positions: 0 to 1; one position: 0."""
-    flat = soft.flatten(1).double()
-    if flat.shape[1] == 1:
-        return [0.0] * len(flat)
-    found = torch.special.entr(flat).sum(1) / math.log(flat.shape[1])
+def entropies(logs: Tensor) -> list[float]:
+    """Entropy of each channel of `(C, P)` log shares over the logarithm of P: 0 to 1; one position: 0."""
+    if logs.shape[1] == 1:
+        return [0.0] * len(logs)
+    found = entropy_in_nats(logs.double()) / math.log(logs.shape[1])
     return [float(value) for value in found]
 
 
