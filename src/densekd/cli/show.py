@@ -139,7 +139,7 @@ class Watch:
         mark = " (best so far)" if best else ""
         self.said(
             f"step {taken}: mIoU {100 * scores.miou:.2f}, pixel accuracy {100 * scores.pixel_accuracy:.2f} "
-            f"on {scores.images} images{mark}"
+            f"on {scores.counted} images{mark}"
         )
 
     def said(self, line: str) -> None:

@@ -60,6 +60,8 @@ def recipe_digest(recipe: Recipe) -> str:
     engine = (kept["teacher"] or {}).get("engine", {})
     if engine.get("winograd") == "auto":  # a younger key: recipes of runs begun before it keep their digest
         del engine["winograd"]
+    if kept["data"].get("on_error") == "stop":  # another one
+        del kept["data"]["on_error"]
     return sha256(json.dumps(kept, sort_keys=True).encode())
 
 

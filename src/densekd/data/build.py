@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from densekd.data.base import SegmentationSet
-from densekd.data.check import Facts, Pair, Progress, check_images, check_pairs
+from densekd.data.check import Facts, Pair, Progress, check_pair, look_at_all
 from densekd.data.find import data_of
 from densekd.data.folder import FolderSet
 from densekd.data.found import overlaps, seen_unlabelled
+from densekd.data.images import check_image
 from densekd.data.kinds import AnyDataSpec, FilesSpec
+from densekd.data.left_out import LeftOut, in_words, settle
 from densekd.data.masks import MaskReader
 from densekd.data.memory import InMemory
 from densekd.data.part import Part
 from densekd.data.scenes import ScenesSet
-from densekd.data.specs import AugmentSpec, Color, ScenesDataSpec
+from densekd.data.specs import AugmentSpec, Color, OnError, ScenesDataSpec
 from densekd.data.unlabelled import ImageSet, WithoutLabels, scan_images
 from densekd.errors import DataError
 
@@ -29,6 +32,8 @@ class DataBundle:
     """The data sets of a run. `notices` are lines for the user: what was left out, split, or looks strange.
 
     `unlabelled`: images whose every pixel is void, for distillation; None where there are none or nobody asked.
+    `left_out`: what is not in these sets because its files cannot be used, by split; splits that lack nothing are not
+    there.
     """
 
     train: SegmentationSet
@@ -39,6 +44,12 @@ class DataBundle:
     ignore_index: int
     notices: list[str] = field(default_factory=list)
     unlabelled: SegmentationSet | None = None
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+
+    def lacking(self, which: SegmentationSet) -> int:
+        """Images left out of one of these sets."""
+        sets = {"train": self.train, "val": self.val, "unlabelled": self.unlabelled, **self.extra}
+        return sum(one.count for name, one in self.left_out.items() if sets.get(name) is which)
 
 
 def build_data(
@@ -93,10 +104,15 @@ def _build_files(spec: FilesSpec, progress: Progress | None, one_size: bool) -> 
     notices = [*found.notices, *overlaps(splits)]
     images, said = ({}, []) if spec.unlabelled is None else scan_images(spec.unlabelled)
     notices += [*said, *seen_unlabelled(splits, images)]
+    left_out: dict[str, LeftOut] = {}
     if spec.check:
-        facts = dict(zip(found.pairs, check_pairs(found.pairs, reader, progress), strict=True))
-        sizes = check_images(list(images.values()), progress) if images else []
-        notices.append(_counted(splits, len(images)))
+        seen = dict(zip(found.pairs, look_at_all(found.pairs, lambda p: check_pair(p, reader), progress), strict=True))
+        left_out = settle(splits, seen, spec.on_error, "image-mask pairs")
+        facts = {pair: one for pair, one in seen.items() if isinstance(one, Facts)}
+        splits = {name: [pair for pair in pairs if pair in facts] for name, pairs in splits.items()}
+        images, sizes, more_left_out = _checked_images(images, spec.on_error, progress)
+        left_out |= more_left_out
+        notices += [_counted(splits, len(images)), *in_words(left_out)]
         for name, pairs in splits.items():
             notices += _strange(name, [facts[pair] for pair in pairs], reader)
         sizes += [(fact.height, fact.width) for fact in (facts[pair] for pair in splits["train"])]
@@ -108,8 +124,19 @@ def _build_files(spec: FilesSpec, progress: Progress | None, one_size: bool) -> 
     extra: dict[str, SegmentationSet] = {name: one for name, one in sets.items() if name not in ("train", "val")}
     more = ImageSet(sets["train"], images) if images else None
     return DataBundle(
-        sets["train"], sets["val"], extra, reader.classes, found.palette, reader.ignore_index, notices, more
+        sets["train"], sets["val"], extra, reader.classes, found.palette, reader.ignore_index, notices, more, left_out
     )
+
+
+def _checked_images(
+    images: dict[str, Path], on_error: OnError, progress: Progress | None
+) -> tuple[dict[str, Path], list[tuple[int, int]], dict[str, LeftOut]]:
+    """The unlabelled images that can be used, their (height, width), and what is left out of them."""
+    paths = list(images.values())
+    seen = dict(zip(paths, look_at_all(paths, check_image, progress), strict=True)) if paths else {}
+    left_out = settle({"unlabelled": paths}, seen, on_error, "images without masks")
+    sizes = {path: one for path, one in seen.items() if not isinstance(one, DataError)}
+    return {stem: path for stem, path in images.items() if path in sizes}, list(sizes.values()), left_out
 
 
 def _counted(splits: Mapping[str, Sequence[Pair]], unlabelled: int) -> str:

@@ -89,24 +89,6 @@ def check_pair(pair: Pair, reader: MaskReader) -> Facts:
     return Facts(height, width, torch.bincount(known.flatten(), minlength=count + 1))
 
 
-def check_pairs(pairs: Sequence[Pair], reader: MaskReader, progress: Progress | None = None) -> list[Facts]:
-    """Open every pair, several at a time; facts in the order of the pairs.
-
-    Raises:
-        DataError: the files that cannot be used and the reason for each: up to ten, and how many more.
-    """
-    return _check_all(pairs, lambda pair: check_pair(pair, reader), "image-mask pairs", progress)
-
-
-def check_images(images: Sequence[Path], progress: Progress | None = None) -> list[tuple[int, int]]:
-    """Open every image without a mask, several at a time; (height, width) in their order.
-
-    Raises:
-        DataError: as `check_pairs`.
-    """
-    return _check_all(images, check_image, "images without masks", progress)
-
-
 def look_at_all(
     things: Sequence[Thing], look: Callable[[Thing], Found], progress: Progress | None
 ) -> list[Found | DataError]:
@@ -129,12 +111,3 @@ def look_at_all(
     finally:
         pool.shutdown(cancel_futures=True)
     return found
-
-
-def _check_all(
-    things: Sequence[Thing], look: Callable[[Thing], Found], what: str, progress: Progress | None
-) -> list[Found]:
-    """What `look` finds in each thing, in their order; one error for all in which it finds a DataError."""
-    found = look_at_all(things, look, progress)
-    complain([str(one) for one in found if isinstance(one, DataError)], len(things), what)
-    return [one for one in found if not isinstance(one, DataError)]

@@ -75,12 +75,30 @@ class Scan:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted; names that begin with a dot are left out."""
+    """All files below `folder`, sorted; names that begin with a dot are left out. Links to folders are followed.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads back to a folder it lies in.
+    """
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_unread):
+        _refuse_loop(Path(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
     return found
+
+
+def _refuse_unread(error: OSError) -> None:
+    """`os.walk` would pass over the folder without a word."""
+    raise DataError(f"{error.filename}: folder cannot be read ({error.strerror})") from None
+
+
+def _refuse_loop(folder: Path) -> None:
+    if not folder.is_symlink():
+        return
+    meant = folder.resolve()
+    if any(above.resolve() == meant for above in folder.parents):
+        raise DataError(f"{folder}: a link that leads back to {meant}, in which it lies; remove the link")
 
 
 def by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -26,6 +26,21 @@ def _pattern(value: str | None) -> str | None:
     return value
 
 
+OnError = Annotated[
+    Literal["stop", "skip"],
+    Field(
+        default="stop",
+        description="files that the check finds unusable: stop, or skip (left out and listed, up to 1% of a split)",
+    ),
+]
+
+
+def refuse_unchecked(check: bool, on_error: OnError) -> None:
+    """Files are left out before the work starts, or the images would hang on who reads what when."""
+    if on_error == "skip" and not check:
+        raise ValueError("on_error is 'skip' but check is false: it is the check that finds what to leave out")
+
+
 class MasksSpec(Spec):
     """How the values in a mask file become class ids."""
 
@@ -162,6 +177,7 @@ class FolderSpec(Spec):
         default=None, description="images without masks, which give the distillation terms only"
     )
     check: bool = Field(default=True, description="open every file before the work starts")
+    on_error: OnError
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
     in_memory: bool = Field(
         default=False, description="keep every decoded image in memory after its first reading (per loading process)"
@@ -176,6 +192,7 @@ class FolderSpec(Spec):
                 "holdout.group is missing: give a regular expression that finds the group (drive, place, day) in a "
                 "file's name: images of one group are too alike to be divided"
             )
+        refuse_unchecked(self.check, self.on_error)
         taken = {"train", "val"} & set(self.extra)
         if taken:
             raise ValueError(f"extra: the name {min(taken)!r} is taken; choose another")

@@ -45,7 +45,7 @@ def open_data(run: Run, overrides: Mapping[str, Any] | None = None) -> DataBundl
     data: AnyDataSpec = load_recipe(run.path / "recipe.yaml", overrides or {}).data
     changes: dict[str, Any] = {"in_memory": False}
     if not isinstance(data, ScenesDataSpec):
-        changes["check"] = False
+        changes["check"] = data.on_error == "skip"  # else the images would have other numbers
     return build_data(data.model_copy(update=changes), unlabelled=False, one_size=False)
 
 

@@ -14,6 +14,7 @@ from densekd.records.run import BestScores as BestScores
 from densekd.records.run import CacheRecord as CacheRecord
 from densekd.records.run import Cost as Cost
 from densekd.records.run import ImageList as ImageList
+from densekd.records.run import LeftOutRecord as LeftOutRecord
 from densekd.records.run import MapError as MapError
 from densekd.records.run import NetworkCost as NetworkCost
 from densekd.records.run import RunRecord as RunRecord

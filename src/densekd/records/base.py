@@ -21,6 +21,6 @@ def dump(record: BaseModel) -> dict[str, Any]:
 
     >>> from densekd.records import Scores
     >>> dump(Scores(miou=0.5, pixel_accuracy=0.75, iou={"road": 0.9, "train": None}, images=101))
-    {'miou': 0.5, 'pixel_accuracy': 0.75, 'iou': {'road': 0.9, 'train': None}, 'images': 101}
+    {'miou': 0.5, 'pixel_accuracy': 0.75, 'iou': {'road': 0.9, 'train': None}, 'images': 101, 'left_out': 0}
     """
     return record.model_dump(mode="json", by_alias=True)

@@ -17,7 +17,13 @@ class Scores(Record):
     miou: float = Field(description="mean IoU over the classes, from 0 to 1")
     pixel_accuracy: float = Field(description="share of the valid pixels that are right")
     iou: dict[str, float | None] = Field(description="IoU per class; null: absent from truth and prediction")
-    images: int = Field(description="of the split")
+    images: int = Field(description="of the split that were scored")
+    left_out: int = Field(default=0, description="of the split that were not: their files cannot be used")
+
+    @property
+    def counted(self) -> int | str:
+        """How many images were scored, for a table: `499 of 500` where some were left out."""
+        return f"{self.images} of {self.images + self.left_out}" if self.left_out else self.images
 
 
 class BestScores(Scores):
@@ -88,6 +94,14 @@ class ImageList(Record):
     sha256: str = Field(description="of their names, each followed by a zero byte")
 
 
+class LeftOutRecord(Record):
+    """Images of one set that are not used, because of `data.on_error: skip`."""
+
+    count: int = Field(description="how many")
+    of: int = Field(description="how many the set has with them")
+    problems: list[str] = Field(description="file and reason, of the first hundred")
+
+
 class TrackerRecord(Record):
     """A tracker that was told what happened in a run."""
 
@@ -128,6 +142,9 @@ class RunRecord(Record):
         default_factory=dict, description="train, val and unlabelled as the run began: a resume compares them"
     )
 
+    left_out: dict[str, LeftOutRecord] = Field(
+        default_factory=dict, description="images whose files cannot be used, by split; empty: all are used"
+    )
     trackers: dict[str, TrackerRecord] = Field(default_factory=dict, description="by name; empty: there were none")
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)

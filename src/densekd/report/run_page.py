@@ -24,7 +24,7 @@ from densekd.report.looks import run_sections
 from densekd.report.page import Page, part
 from densekd.report.section import Section
 from densekd.report.tables import Table
-from densekd.report.words import amount, points, seconds, size
+from densekd.report.words import amount, less, points, seconds, size
 
 
 def run_page(run: KeptRun) -> Page:
@@ -58,7 +58,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     facts = [("status", record.status), ("method", record.method), ("seed", str(record.seed))]
     if record.final is not None:
         facts += [("mIoU", points(record.final.miou)), ("pixel accuracy", points(record.final.pixel_accuracy))]
-        facts += [("images", f"{record.final.images:,} of {record.split}")]
+        facts += [("images", f"{record.final.images:,} of {record.split}{less(record.final)}")]
     facts += [("steps", f"{record.steps:,} ({record.epochs:.3g} epochs)")]
     if record.student is not None:
         facts += [("live parameters", amount(record.student.parameters))]

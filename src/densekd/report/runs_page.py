@@ -19,7 +19,7 @@ from densekd.report.looks import study_sections
 from densekd.report.page import Page, part
 from densekd.report.section import Section
 from densekd.report.tables import Cell, Column, Table, text
-from densekd.report.words import NONE, amount, counted, points, seconds, signed, size
+from densekd.report.words import NONE, amount, counted, less, points, seconds, signed, size
 
 
 def runs_page(runs: Mapping[str, KeptRun], folder: Path) -> Page:
@@ -102,7 +102,10 @@ def runs_table(records: Mapping[str, RunRecord], *, compared: bool) -> Table:
             lambda r: NONE if r.best is None else f"{points(r.best.miou)} (step {r.best.step:,})",
         ),
         ("pixel accuracy", lambda r: points(r.final.pixel_accuracy if r.final else None)),
-        ("scored on", lambda r: NONE if r.final is None else f"{counted(r.final.images, 'image')} of {r.split}"),
+        (
+            "scored on",
+            lambda r: NONE if r.final is None else f"{counted(r.final.images, 'image')} of {r.split}{less(r.final)}",
+        ),
         ("steps", lambda r: f"{r.steps:,}"),
         ("live parameters", lambda r: amount(r.student.parameters if r.student else None)),
         ("FLOPs of an image", lambda r: amount(r.student.flops if r.student else None)),

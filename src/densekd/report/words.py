@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from densekd.records import Scores
+
 MINUS, TIMES = "\u2212", "\u00d7"
 NONE = "\u2013"
 """What stands where there is no number."""
@@ -25,6 +27,11 @@ def signed(value: float | None) -> str:
 def counted(number: int, one: str, several: str = "") -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def less(scores: Scores) -> str:
+    """`, 2 left out` behind the number of images, where the files of some could not be used."""
+    return f", {scores.left_out:,} left out" if scores.left_out else ""
 
 
 def times(ratio: float) -> str:

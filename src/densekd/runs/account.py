@@ -12,7 +12,7 @@ from densekd.errors import RunError
 from densekd.models.measure import Measured
 from densekd.records import CacheRecord, Cost, NetworkCost, RunRecord, TeacherCost, environment
 from densekd.runs.assemble import Parts
-from densekd.runs.images import images_of
+from densekd.runs.images import images_of, left_out_of
 from densekd.runs.length import epochs_of
 from densekd.runs.memory import peak_bytes
 from densekd.runs.readiness import Readiness
@@ -81,6 +81,7 @@ class Account:
             environment=environment(),
             recipe_sha256=recipe_digest(recipe),
             images=images_of(parts.data),
+            left_out=left_out_of(parts.data),
             trackers={} if before is None else before.trackers,
         )
 

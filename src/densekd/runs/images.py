@@ -8,7 +8,9 @@ from pathlib import Path
 from densekd.data.base import SegmentationSet
 from densekd.data.build import DataBundle
 from densekd.errors import RunError
-from densekd.records import ImageList, RunRecord
+from densekd.records import ImageList, LeftOutRecord, RunRecord
+
+_LISTED = 100
 
 
 def images_of(data: DataBundle) -> dict[str, ImageList]:
@@ -22,6 +24,14 @@ def _listed(which: SegmentationSet) -> ImageList:
     for index in range(len(which)):
         digest.update(which.name_of(index).encode("utf-8", "surrogatepass") + b"\0")  # no file's name holds a zero
     return ImageList(count=len(which), sha256=digest.hexdigest())
+
+
+def left_out_of(data: DataBundle) -> dict[str, LeftOutRecord]:
+    """What the check left out of each set, with up to a hundred of the reasons."""
+    return {
+        name: LeftOutRecord(count=one.count, of=one.of, problems=list(one.problems[:_LISTED]))
+        for name, one in data.left_out.items()
+    }
 
 
 def require_same_images(folder: Path, before: RunRecord, now: dict[str, ImageList]) -> None:

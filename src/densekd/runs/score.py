@@ -125,7 +125,7 @@ def score_run(
     parts = assemble(recipe, training=False)
     splits = {"val": parts.data.val, "train": parts.data.train, **parts.data.extra}
     runtime = parts.recipe.runtime
-    return evaluate(
+    scores = evaluate(
         parts.student,
         parts.eval_view(splits[split]),
         parts.task,
@@ -138,3 +138,4 @@ def score_run(
         evaluation=recipe.evaluation,
         watch=None if watch is None else lambda done, total: watch("evaluating", done, total),
     )
+    return scores.model_copy(update={"left_out": parts.data.lacking(splits[split])})

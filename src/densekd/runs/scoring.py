@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densekd.data.base import SegmentationSet
 from densekd.evaluate import confusion
-from densekd.metrics import image_scores
+from densekd.metrics import ConfusionMeter, image_scores
 from densekd.records import Scores
 from densekd.runs.assemble import Parts
 from densekd.training.loop import Abandoned, Evaluate, Evaluation
@@ -66,6 +66,10 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
         # Each image is in the share of one process: the others add nothing to its scores.
         pairs = peers.total(own).cpu().tolist()
         images = [None if miou < 0 else (miou, accuracy) for miou, accuracy in pairs]
-        return Evaluation(Scores(**meter.scores(parts.data.classes)), meter.matrix.tolist(), images)
+        return Evaluation(_scores(meter, parts, which), meter.matrix.tolist(), images)
 
     return score
+
+
+def _scores(meter: ConfusionMeter, parts: Parts, which: SegmentationSet) -> Scores:
+    return Scores(**meter.scores(parts.data.classes), left_out=parts.data.lacking(which))

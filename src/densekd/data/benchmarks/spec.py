@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from densekd.data.benchmarks.benchmark import VOID, Benchmark, Classes, check_merge
-from densekd.data.specs import AugmentSpec, HoldoutSpec, UnlabelledFilesSpec
+from densekd.data.specs import AugmentSpec, HoldoutSpec, OnError, UnlabelledFilesSpec, refuse_unchecked
 from densekd.spec import Spec
 
 
@@ -57,6 +57,7 @@ class BenchmarkSpec(Spec):
         default=None, description="images without masks, which give the distillation terms only"
     )
     check: bool = Field(default=True, description="open every file before the work starts")
+    on_error: OnError
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="resizing, augmentation, normalisation")
     in_memory: bool = Field(
         default=False, description="keep every decoded image in memory after its first reading (per loading process)"
@@ -83,6 +84,11 @@ class BenchmarkSpec(Spec):
                     f"`densekd predict` takes its images (<root>/{folder}), and so does data.unlabelled"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _checked(self) -> BenchmarkSpec:
+        refuse_unchecked(self.check, self.on_error)
+        return self
 
     @field_validator("extra")
     @classmethod
