@@ -167,3 +167,22 @@ def test_mistakes_on_the_command_line_are_named(
         call(["tune", "demo", "teacher.untrained=true", *words])
     assert left.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_with_stored_maps_runs_the_teacher_once(place: Path, tmp_path: Path) -> None:
+    """One set of the training images that are left, for all settings; the recipe that is written asks for maps too."""
+    base = distillation(place, place / "teacher")
+    base["distill"] = {"cache": {"root": str(tmp_path / "cache"), "views": 1, "ask": False}}
+    tuned = tune(
+        base, methods=["channelwise"], factors=(1.0, 2.0), steps=2, group=r"\d", fraction=0.3, out=tmp_path / "sweep"
+    )
+    runs = [run for name, seeds in tuned.study.runs.items() if name != "none" for run in seeds.values()]
+    read = [run.record.cache for run in runs]
+    assert len(read) == 2
+    assert all(cache is not None for cache in read)
+    assert len({cache.sha256 for cache in read if cache is not None}) == 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+    written = load_recipe(tuned.recipe)
+    assert written.distill.cache is not None
+    assert written.distill.cache.views == 1
