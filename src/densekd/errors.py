@@ -72,6 +72,10 @@ class NonFiniteError(DensekdError, ArithmeticError):
     """A loss term became NaN or infinite; the message names the term and the step."""
 
 
+class SilentTermError(DensekdError, RuntimeError):
+    """A distillation term that should act was exactly zero for many steps: it has no effect."""
+
+
 class SecondDerivativeError(DensekdError, RuntimeError):
     """A second derivative was asked of an operator that makes its gradient in the forward pass."""
 

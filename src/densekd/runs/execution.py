@@ -41,6 +41,7 @@ from densekd.runs.tracking import Tracking
 from densekd.runs.waiting import waiting_words
 from densekd.training.checkpointer import Checkpointer, Position
 from densekd.training.loop import Loop, scores_of
+from densekd.training.numbers import last_words, remembered
 from densekd.training.objective import Alone, Distilled, Objective
 from densekd.training.optimizers import build_optimizer
 from densekd.training.peers import Peers
@@ -113,9 +114,10 @@ class Execution:
         return record
 
     def _train(self, loop: Loop) -> Position:
-        recorder = loop.recorder
+        recorder, warnings = loop.recorder, self.account.warnings
         position = self._position(loop)
-        warnings = self.account.warnings
+        # The record may be older than the checkpoint: a kill can fall between the two.
+        warnings += [line for line in remembered(position.numbers)["lines"] if line not in warnings]
         recorder.write_evaluations(position)
         recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
         self.tracking.begin(loop, position, self.parts, resumed=self.claim.resume)
@@ -137,9 +139,8 @@ class Execution:
             if found is error:
                 raise
             raise found from error
-        if position.skipped_steps:
-            self._say(f"{position.skipped_steps} of {self.steps} steps were skipped by the loss scaler (overflow)")
-        for line in waiting_words(recorder.data_wait(), self.recipe):
+        told = last_words(remembered(position.numbers), position.skipped_steps, self.steps)
+        for line in [*told, *waiting_words(recorder.data_wait(), self.recipe)]:
             self._say(line)
         cost = self._cost(recorder)
         recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
@@ -154,9 +155,10 @@ class Execution:
         return f"left at once; {'the last checkpoint stands' if saved else 'no checkpoint was written yet'}"
 
     def _say(self, line: str) -> None:
-        """A line that the user sees and the record keeps."""
+        """A line that the user sees and the record keeps, once: a step that is taken again says it again."""
         self.progress.said(line)
-        self.account.warnings.append(line)
+        if line not in self.account.warnings:
+            self.account.warnings.append(line)
 
     def _objective(self) -> tuple[Objective, Measured | None]:
         objective, teacher = self._alone() if self.kind == "train" else self._distilled()
@@ -254,11 +256,13 @@ class Execution:
             self.progress,
             signals,
             self.peers,
+            name_of=self.parts.train_view().source.name_of,
+            say=self._say,
         )
 
     def _extra_splits(self, loop: Loop, position: Position) -> dict[str, Scores]:
-        extra = self.parts.data.extra
-        scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra.items()}
+        extra = self.parts.data.extra.items()
+        scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra}
         return {name: loop.evaluated(score, position).scores for name, score in scorers.items()}
 
     def _position(self, loop: Loop) -> Position:

@@ -30,6 +30,7 @@ class Position:
         evaluations: `step`, `miou` and `pixel_accuracy` of every evaluation, in order.
         confusion: `step` and `matrix` of the newest ("final") and of the best evaluation.
         images: of both `step` and `scores`: mIoU and pixel accuracy of each image, null for one without labels.
+        numbers: what is remembered of the losses (`densekd.training.numbers`).
     """
 
     taken: int = 0
@@ -41,6 +42,7 @@ class Position:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 class Found(NamedTuple):

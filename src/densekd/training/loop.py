@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from densekd import files
+from densekd.errors import NonFiniteError
 from densekd.records import BestScores, Scores
 from densekd.training.batcher import Batcher
 from densekd.training.checkpointer import Checkpointer, Position
+from densekd.training.failed_step import kept_error
+from densekd.training.numbers import note_losses, note_overflow, note_zeros, remembered
 from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted, StopSignals
@@ -45,6 +48,10 @@ class Evaluation(NamedTuple):
 Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
 
+def _unheard(line: str) -> None:
+    """Nobody listens."""
+
+
 class Abandoned(Exception):  # noqa: N818 - not an error: the loop asks why
     """An evaluation was left in the middle: a process was asked to stop. Raised in all of them."""
 
@@ -63,6 +70,10 @@ class Loop:
     progress: Progress
     signals: StopSignals
     peers: Peers = field(default_factory=Peers)
+    name_of: Callable[[int], str] = str
+    """Names of the training images, by index."""
+    say: Callable[[str], None] = _unheard
+    """Tells the user a line that the record keeps."""
     _saved: tuple[int, bool] | None = None
     """Steps and evaluation of the newest checkpoint: it need not be written again."""
     _saved_at: float = field(default_factory=time.monotonic)
@@ -72,7 +83,8 @@ class Loop:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, in any process; a checkpoint of this very moment is written.
-            NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands.
+            NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands, and the step is kept.
+            SilentTermError: a term had no effect for many steps.
         """
         micro = self.spec.accumulate
         self._saved = (position.taken, position.evaluated) if position.taken else None
@@ -89,12 +101,29 @@ class Loop:
             if position.taken == self.steps:
                 return position
             self.leave_if_asked(position)
-            result = self.stepper.step(position.taken, batches)
+            result = self._step(position, batches)
             position.taken += 1
             position.evaluated = False
             position.skipped_steps += result.skipped
             self.recorder.log(position.taken, result)
+            self._watch(position, result)
             self.progress.step(position.taken, self.steps, result)
+
+    def _step(self, position: Position, batches: Iterator[dict[str, Any]]) -> StepResult:
+        try:
+            return self.stepper.step(position.taken, batches)
+        except NonFiniteError as error:
+            raise kept_error(error, self.stepper, self.recorder.folder, self.name_of) from error
+
+    def _watch(self, position: Position, result: StepResult) -> None:
+        """What the losses say: spikes are told; a term without effect, or a loss scale that collapsed, ends the run."""
+        numbers = remembered(position.numbers)
+        line = note_losses(numbers, position.taken, {"loss": result.loss, **result.parts})
+        if line is not None:
+            self.say(line)
+        note_zeros(numbers, position.taken, result.acting, result.parts, result.empty)
+        note_overflow(numbers, position.taken, result.skipped, result.scale)
+        position.numbers = dict(numbers)
 
     def _evaluation_due(self, position: Position) -> bool:
         if position.evaluated or position.taken == 0:

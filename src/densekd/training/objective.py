@@ -14,6 +14,7 @@ from densekd.losses import Adversary
 from densekd.models.auxiliary import auxiliary_of
 from densekd.tasks.upsampling import PutOff
 from densekd.training.adversaries import column
+from densekd.training.evidence import TeacherPeaks
 from densekd.training.last_upsampling import LastUpsampling, putting_off
 
 Samples = Sequence[Sequence[int]]
@@ -41,7 +42,10 @@ class TaskLoss(Protocol):
 
 
 class Objective(nn.Module):
-    """Module from a batch to (total loss, detached parts by name); what Accelerate prepares and DDP wraps."""
+    """Module from a batch to (total loss, detached parts by name); what Accelerate prepares and DDP wraps.
+
+    Beside the parts, under names that begin with `HIDDEN`: what a step looks at and no log holds.
+    """
 
     student: nn.Module
 
@@ -79,6 +83,10 @@ class Objective(nn.Module):
     def at_play(self) -> list[str]:
         """The terms whose adversaries a step trains: those at a weight above 0."""
         return []
+
+    def reads_labels(self) -> set[str]:
+        """The terms that have nothing to compare where nothing is labelled."""
+        return set()
 
 
 class Alone(Objective):
@@ -143,6 +151,7 @@ class Distilled(Objective):
         self.distiller = distiller
         self.auxiliary = auxiliary_of(distiller.student)
         self._task = task
+        self._peaks = TeacherPeaks(distiller)
 
     @property
     def student(self) -> nn.Module:  # type: ignore[override]
@@ -160,7 +169,7 @@ class Distilled(Objective):
         with putting_off(self.student, self._last) as put_off:
             out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
         task, parts = task_loss(self._task, out.student, label, pixels, put_off())
-        return task + out.loss, {**parts, **out.parts}
+        return task + out.loss, {**parts, **out.parts, **self._peaks.taken()}
 
     def pixels(self, label: Tensor) -> Tensor | None:
         return self._task.pixels(label)
@@ -179,6 +188,9 @@ class Distilled(Objective):
     def at_play(self) -> list[str]:
         return [name for name in self.distiller.adversaries if self.distiller.weights[name] > 0]
 
+    def reads_labels(self) -> set[str]:
+        return {plan.name for plan in self.distiller.plans if plan.needs_labels}
+
 
 def task_loss(
     task: TaskLoss, output: Any, label: Tensor, pixels: Tensor | None, put_off: PutOff | None
@@ -187,6 +199,18 @@ def task_loss(
     if put_off is None:
         return task.loss(output, label, pixels)
     return task.loss(output, label, pixels, put_off)
+
+
+def placed(
+    batch: Mapping[str, Any], device: torch.device, *, channels_last: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, labels and padding mask of a batch, as an objective gets them."""
+    image = batch["image"].to(device, non_blocking=True)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    label = batch["label"].to(device, non_blocking=True)
+    mask = padding_mask(batch["valid"])
+    return image, label, None if mask is None else mask.to(device, non_blocking=True)
 
 
 def padding_mask(valid: Tensor) -> Tensor | None:

@@ -18,7 +18,8 @@ from densekd.data.keyed import keyed_seed
 from densekd.errors import NonFiniteError
 from densekd.failures import told
 from densekd.training.adversaries import Adversaries
-from densekd.training.objective import Objective, padding_mask, samples_of
+from densekd.training.evidence import HIDDEN, Evidence, Shown
+from densekd.training.objective import Objective, placed, samples_of
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.peers import Peers
 from densekd.training.schedules import learning_rate_factor, term_weight
@@ -30,7 +31,9 @@ from densekd.training.specs import TermSpec, TrainSpec
 class StepResult:
     """What one step did. Losses are means over its micro-batches (an adversary's: of the last); times in seconds.
 
-    With several processes losses are means over all, times those of one.
+    With several processes losses are means over all, times those of one. `acting`: the terms at a weight above 0;
+    `empty`: those of them that are exactly zero and had nothing to compare; `scale`: of the loss scaler, where it left
+    the step out.
     """
 
     loss: float
@@ -40,6 +43,9 @@ class StepResult:
     seconds: float
     data_wait: float
     skipped: bool
+    acting: tuple[str, ...] = ()
+    empty: frozenset[str] = frozenset()
+    scale: float | None = None
 
 
 class Stepper:
@@ -80,6 +86,7 @@ class Stepper:
         self.peers, self.unit, self._replica = peers or Peers(), unit, replica
         self.plain: Objective = accelerator.unwrap_model(objective)
         self.adversaries = Adversaries(accelerator, self.plain.adversaries())
+        self.evidence = Evidence()
         self.average: AveragedModel | None = None
         if spec.ema_decay is not None:
             update = get_ema_multi_avg_fn(spec.ema_decay)  # type: ignore[no-untyped-call]
@@ -105,7 +112,8 @@ class Stepper:
         """Take step `number` (counted from 0) with the next `accumulate` micro-batches.
 
         Raises:
-            NonFiniteError: a loss part or the gradient is NaN or infinite; no weight was changed.
+            NonFiniteError: a loss part, a map of the teacher or the gradient is NaN or infinite; no weight was changed,
+                and `evidence` says what went in and what was found.
             ModelError: the network cannot be trained as asked, or its own code raised.
             ResourceError: memory ran out, or a loading process was ended.
         """
@@ -117,7 +125,9 @@ class Stepper:
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
         factor = learning_rate_factor(self.spec.schedule, number, self.steps)
         rate = set_learning_rate(self.optimizer, factor)
-        self.plain.set_weights({name: term_weight(spec, number, self.steps) for name, spec in self.terms})
+        weights = {name: term_weight(spec, number, self.steps) for name, spec in self.terms}
+        self.plain.set_weights(weights)
+        self.evidence = Evidence(number, weights=weights, learning_rate=rate)
         self.objective.train()
         count = self.spec.accumulate
         collected: list[dict[str, Tensor]] = []
@@ -135,8 +145,25 @@ class Stepper:
             self.average.update_parameters(self.plain.student)
         means = {name: sum(float(part[name]) for part in collected) / count for name in collected[0]}
         total = means.pop("")
+        acting = tuple(name for name, weight in weights.items() if weight > 0)
+        empty = self._empty([name for name in acting if means[name] == 0])
+        scale = float(self.accelerator.scaler.get_scale()) if skipped else None
+        self.evidence = Evidence()
         seconds = time.perf_counter() - begin
-        return StepResult(total, {**means, **played}, norm, rate, seconds, timed.waited, skipped)
+        return StepResult(
+            total, {**means, **played}, norm, rate, seconds, timed.waited, skipped, acting, frozenset(empty), scale
+        )
+
+    def _empty(self, zero: Sequence[str]) -> set[str]:
+        """Of the terms that are exactly zero in every process, those that no process had anything to compare for."""
+        if not zero:
+            return set()
+        batches = [shown.batch for shown in self.evidence.shown]
+        valid = bool(self.peers.most(any(bool(batch["valid"].any()) for batch in batches)))
+        own = [self.plain.pixels(batch["label"]) for batch in batches]
+        labelled = bool(self.peers.most(any(pixels is None or bool(pixels > 0) for pixels in own)))
+        reading = self.plain.reads_labels()
+        return {name for name in zero if not (valid and (labelled or name not in reading))}
 
     def _sending(self, last: bool) -> AbstractContextManager[Any]:
         """The gradients of a step's last micro-batch are added up over the processes, with those before it."""
@@ -168,23 +195,21 @@ class Stepper:
     def _forward_backward(
         self, batch: Mapping[str, Any], pixels: Tensor | None, number: int, count: int
     ) -> dict[str, Tensor]:
-        image = batch["image"].to(self.accelerator.device, non_blocking=True)
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        label = batch["label"].to(self.accelerator.device, non_blocking=True)
-        mask = padding_mask(batch["valid"])
-        valid = None if mask is None else mask.to(self.accelerator.device, non_blocking=True)
+        self.evidence.shown.append(Shown(batch, pixels))
+        image, label, valid = placed(batch, self.accelerator.device, channels_last=self.channels_last)
         total, parts = self.objective(image, label, valid, pixels, samples_of(batch))
+        own = {**parts, "": total.detach()}
         # The mean is not finite where one is not: no process goes on alone.
-        values = self.peers.means({**parts, "": total.detach()})
-        _require_finite(values, number)
+        values = self.peers.means(own)
+        _require_finite(values, own, self.evidence)
         self.accelerator.backward(total / count)
-        return values
+        return {name: value for name, value in values.items() if not name.startswith(HIDDEN)}
 
     def _adversaries_backward(self, number: int) -> dict[str, float]:
         try:
             return self.adversaries.backward(self.plain.at_play())
         except NonFiniteError as error:
+            self.evidence.found("adversary", [str(error)])
             raise NonFiniteError(f"step {number + 1}: not finite: {error}; {_KEPT}") from None
 
     def _clip(self, number: int) -> float | None:
@@ -201,6 +226,7 @@ class Stepper:
         norm = whole(nn.utils.get_total_norm([gradient for _, _, gradient in named]))
         if scaler is None and not bool(torch.isfinite(norm)):
             bad = [name for name, _, gradient in named if not bool(torch.isfinite(whole(gradient)).all())]
+            self.evidence.found("gradient", bad)
             where = f"of {', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}" if bad else "as a whole"
             raise NonFiniteError(f"step {number + 1}: the gradient {where} is not finite; {_KEPT}")
         if limit is not None:
@@ -231,9 +257,24 @@ _KEPT = (
 )
 
 
-def _require_finite(values: Mapping[str, Tensor], number: int) -> None:
-    """Refuse values that are NaN or infinite, by name; "" is the total. `number` counts from 0, the message from 1."""
+def _require_finite(values: Mapping[str, Tensor], own: Mapping[str, Tensor], evidence: Evidence) -> None:
+    """Refuse values that are NaN or infinite, by name; "" is the total. The message counts steps from 1.
+
+    Args:
+        values: means over the processes.
+        own: those of this process, which may be finite all the same.
+    """
     if bool(torch.stack([torch.isfinite(value.detach().float()) for value in values.values()]).all()):
         return
-    bad = [f"{name or 'total'} = {float(value)}" for name, value in values.items() if not torch.isfinite(value)]
-    raise NonFiniteError(f"step {number + 1}: not finite: {', '.join(bad)}; {_KEPT}")
+    evidence.values = {name: float(value) for name, value in own.items() if not name.startswith(HIDDEN)}
+    mine = not all(bool(torch.isfinite(value)) for value in own.values())
+    terms = [name for name, value in values.items() if name.startswith(HIDDEN) and not torch.isfinite(value)]
+    bad = [name for name, value in values.items() if not name.startswith(HIDDEN) and not torch.isfinite(value)]
+    found = [f"{name or 'total'} = {float(values[name])}" for name in bad]
+    if terms:
+        names = [term.removeprefix(HIDDEN) for term in terms]
+        evidence.found("teacher", names, mine=mine)
+        found = [f"the teacher's map of term {', '.join(map(repr, names))}", *found]
+    else:
+        evidence.found("loss", [name or "total" for name in bad], mine=mine)
+    raise NonFiniteError(f"step {evidence.number + 1}: not finite: {', '.join(found)}; {_KEPT}")
