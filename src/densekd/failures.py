@@ -6,6 +6,7 @@ Only names and words of other libraries are looked at: nothing is imported here,
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import sysconfig
@@ -28,6 +29,11 @@ _LESS_MEMORY = (
 _MEMORY = re.compile(
     r"out of memory|not enough memory|DefaultCPUAllocator|allocate memory|_ALLOC_FAILED", re.IGNORECASE
 )
+_NO_ROOM = {
+    errno.ENOSPC: "no space left on the disk; make room there",
+    errno.EDQUOT: "your quota of the disk is used up; make room there",
+    errno.EFBIG: "no file may become so large here; raise the limit (ulimit -f)",
+}
 _LOST = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: (?P<signal>[\w ]+)|exited unexp)")
 _SHARED = re.compile(r"Bus error|(shared memory|shm|/torch_)[^\n]*(No space left|limit)|No space left[^\n]*shm")
 _SINGLE = re.compile(r"Expected more than 1 value per channel.*?(?P<size>\[[\d, ]+\])?\)?$", re.DOTALL)
@@ -38,7 +44,7 @@ def explained(error: BaseException) -> DensekdError | None:
     """The user's view of an error; None for one that nobody foresaw, which is a defect."""
     if isinstance(error, DensekdError):
         return error
-    return _lost_process(error) or _memory(error) or _single_value(error) or _own_code(error)
+    return _lost_process(error) or _memory(error) or _full(error) or _single_value(error) or _own_code(error)
 
 
 @contextmanager
@@ -129,6 +135,17 @@ def _memory(error: BaseException) -> DensekdError | None:
     if not out_of_memory(error):
         return None
     return ResourceError(f"out of memory{_module(error)} ({_words(error)}); {_LESS_MEMORY}")
+
+
+def _full(error: BaseException) -> DensekdError | None:
+    what = _NO_ROOM.get(error.errno or 0) if isinstance(error, OSError) else None
+    if what is None:
+        return None
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error, OSError) and error.filename is not None else ""
+    return ResourceError(
+        f"{place}could not be written: {what}, and give the command again; a run goes on with --resume, from its last "
+        "checkpoint"
+    )
 
 
 def _lost_process(error: BaseException) -> DensekdError | None:

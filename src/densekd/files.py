@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,37 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """An error of the system inside the block names `path`: a full disk names no file, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or any(map(is_temporary, Path(os.fsdecode(error.filename)).parts)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically; parent folders are made."""
+    """Write `data` to `path` atomically; parent folders are made.
+
+    Raises:
+        OSError: it cannot be written; names `path`, whose old content stands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with _told_of(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell; a resume sweeps
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 class GrowingFile:
@@ -66,10 +84,11 @@ class GrowingFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`; `size` is the number of bytes so far, also after an error."""
         rest = memoryview(data)
-        while rest:
-            written = self._stream.write(rest)
-            self.size += written
-            rest = rest[written:]
+        with _told_of(self.path):
+            while rest:
+                written = self._stream.write(rest)
+                self.size += written
+                rest = rest[written:]
 
     def cut(self, size: int) -> None:
         """Drop everything after the first `size` bytes: what a full disk left half-written."""
@@ -79,10 +98,11 @@ class GrowingFile:
 
     def finish(self) -> None:
         """Flush to disk, give the file its name, flush the folder."""
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        self._temporary.replace(self.path)
-        _sync_folder(self.path.parent)
+        with _told_of(self.path):
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._temporary.replace(self.path)
+            _sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -97,10 +117,23 @@ def temporary_name(path: Path) -> Path:
 
 def give_name(temporary: Path, path: Path) -> None:
     """Flush a whole file to disk and give it its name; `temporary` is in the same folder."""
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with _told_of(path):
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        move(temporary, path)
+
+
+def move(source: Path, path: Path) -> None:
+    """Rename a whole file within one file system, over what bears the name; the folder is flushed."""
+    source.replace(path)
     _sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one; the folder is flushed."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -158,20 +191,24 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     aside first, and `sweep_temporaries` brings it back if the process was killed before the new one took its place.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    aside = path.with_name(f".{path.name}{_REPLACED}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
-        aside = path.with_name(f".{path.name}{_REPLACED}")
-        shutil.rmtree(aside, ignore_errors=True)
-        if path.exists():
-            path.rename(aside)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_folder(path.parent)
+    with _told_of(path):
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in files.items():
+                write_bytes(temporary / name, data)
+            shutil.rmtree(aside, ignore_errors=True)
+            if path.exists():
+                path.rename(aside)
+            temporary.rename(path)
+        except BaseException:
+            with suppress(OSError):
+                if aside.exists() and not path.exists():
+                    aside.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 

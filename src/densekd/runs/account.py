@@ -86,8 +86,8 @@ class Account:
         )
 
     def cost(self, recorder: Recorder, device: torch.device) -> Cost:
-        """What the run has cost so far; its record is written."""
-        recorder.update()
+        """What the run has cost so far."""
+        recorder.refresh()
         teacher = self.readiness.teacher_seconds if self.readiness else None
         peaks = [peak_bytes(device), self.before.cost.peak_memory_bytes if self.before else None]
         return recorder.record.cost.model_copy(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from densekd.runs.lock import claimed
 from densekd.runs.progress import Quiet as Quiet
 from densekd.runs.ranks import Ranks, joined
 from densekd.runs.rehearsal import rehearse
-from densekd.runs.restore import STUDENT, leave_finished
+from densekd.runs.restore import leave_finished
 from densekd.runs.tracking import require_trackers
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
@@ -143,7 +142,7 @@ def _run(kind: Kind, recipe_like: RecipeLike, options: _Options) -> Run:
 
 
 def _finished(folder: Path, progress: Quiet) -> str:
-    with nullcontext() if (folder / STUDENT).is_file() else claimed(folder):
+    with claimed(folder):
         leave_finished(Run.load(folder), progress.said)
     return "done"
 

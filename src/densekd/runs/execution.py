@@ -10,9 +10,10 @@ from accelerate import Accelerator
 
 from densekd.distiller import Distiller
 from densekd.errors import RunError
+from densekd.failures import explained
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
-from densekd.records import Cost, RunRecord, Scores, dump
+from densekd.records import Cost, RunRecord, Scores, Status, dump
 from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.cache import stored_maps
@@ -93,9 +94,7 @@ class Execution:
                 recorder = Recorder(self.folder, record, self.recipe.train.log_every, writes=self.ranks.first)
                 loop = self._loop(accelerator, objective, recorder, signals)
                 position = self._train(loop)
-            self.looking.after(loop, position, self.account.teacher_digest)
-            if self.recipe.report.page:
-                leave_page(recorder, self.progress.said)
+            self._finish(loop, position)
 
     def _hold(self, held: ExitStack) -> str:
         """Hold the folder until the run is over; the record that is in it."""
@@ -113,6 +112,22 @@ class Execution:
             begin_folder(self.folder, self.recipe, resume=self.claim.resume)
         return record
 
+    def _finish(self, loop: Loop, position: Position) -> None:
+        """Looks, then "done", then the page: a run that says it is done lacks nothing that a resume would not write."""
+        recorder = loop.recorder
+        try:
+            self.looking.after(loop, position, self.account.teacher_digest)
+        except (KeyboardInterrupt, SystemExit):
+            self._leave(recorder, "interrupted", self._left_at_once())
+            raise
+        recorder.update(status="done", cost=recorder.record.cost)  # without the seconds that the looks took
+        if self.recipe.report.page:
+            leave_page(recorder, self.progress.said)
+
+    def _leave(self, recorder: Recorder, status: Status, error: str) -> None:
+        for line in recorder.leave(status=status, error=error, cost=self._cost(recorder)):
+            self.progress.said(line)
+
     def _train(self, loop: Loop) -> Position:
         recorder, warnings = loop.recorder, self.account.warnings
         position = self._position(loop)
@@ -126,16 +141,16 @@ class Execution:
             extra = self._extra_splits(loop, position)
         except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
             said = str(stop) if isinstance(stop, Interrupted) else self._left_at_once()
-            recorder.update(status="interrupted", error=said, cost=self._cost(recorder))
+            self._leave(recorder, "interrupted", said)
             if isinstance(stop, Interrupted):  # in all processes; the first says it
                 stop.told_elsewhere = not self.ranks.first
                 raise
             raise self.ranks.told(stop) from None
         except BaseException as error:
             found = self.ranks.told(error)
-            words = str(found) if isinstance(found, ElsewhereError) else f"{type(found).__name__}: {found}"
-            recorder.write_log()
-            recorder.update(status="failed", error=words, cost=self._cost(recorder))
+            known = (explained(found) if isinstance(found, OSError) else None) or found
+            words = str(found) if isinstance(found, ElsewhereError) else f"{type(known).__name__}: {known}"
+            self._leave(recorder, "failed", words)
             if found is error:
                 raise
             raise found from error
@@ -143,7 +158,7 @@ class Execution:
         for line in [*told, *waiting_words(recorder.data_wait(), self.recipe)]:
             self._say(line)
         cost = self._cost(recorder)
-        recorder.update(status="done", warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
+        recorder.update(warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
         self.tracking.done(self.steps)
         return position
 

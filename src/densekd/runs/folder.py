@@ -164,7 +164,8 @@ def check_folder(path: Path, recipe: Recipe, method: str, *, resume: bool, force
 
     Raises:
         RunError: the folder holds anything and neither `resume` nor `force` was asked; `force`, and it is no run's or
-            holds other files too; `resume`, and there is no run, or one of another recipe or method.
+            holds other files too; `resume`, and there is no folder, something else in it than a run, or one of another
+            recipe or method. An empty folder is what a kill at the very start leaves: it can be gone on with.
     """
     if resume:
         _require_same(path, recipe, method)
@@ -203,19 +204,21 @@ def require_writable(path: Path) -> None:
 
 def start_folder(path: Path, recipe: Recipe) -> None:
     """Remove an earlier run's files and begin with the resolved recipe. `check_folder` came first."""
-    for name in (*sorted(_OWN - {"recipe.yaml"}), "recipe.yaml"):  # the recipe last: it marks the folder as a run's
+    # A kill in between: what is left says "done" at no moment, and is a run's folder to the end.
+    first, last = "record.json", "recipe.yaml"
+    for name in (first, *sorted(_OWN - {first, last}), last):
         entry = path / name
         if entry.is_dir():
             files.remove_folder(entry)
         else:
-            entry.unlink(missing_ok=True)
+            files.remove(entry)
     files.sweep_temporaries(path)
     files.write_text(path / "recipe.yaml", dump_recipe(recipe))
 
 
 def begin_folder(path: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the folder ready for training: cleared and begun anew, or of what a kill left half-written."""
-    if resume:
+    if resume and (path / "recipe.yaml").is_file():
         files.sweep_temporaries(path)
     else:
         start_folder(path, recipe)
@@ -230,6 +233,8 @@ def resume_command(path: Path, method: str) -> str:
 def _require_same(path: Path, recipe: Recipe, method: str) -> None:
     saved = path / "recipe.yaml"
     if not saved.is_file():
+        if path.is_dir() and all(files.is_temporary(entry.name) for entry in path.iterdir()):
+            return  # killed before it had written anything
         raise RunError(f"{path}: nothing to resume: it holds no recipe.yaml")
     begun = Run.load(path).record.method if (path / "record.json").is_file() else method
     if (begun == "none") != (method == "none"):  # two distillations differ in their recipes' terms

@@ -205,7 +205,7 @@ class Comparison:
         return outcomes
 
     def _job(self, task: Task) -> Job:
-        (task.path / OUTPUT).unlink(missing_ok=True)
+        files.remove(task.path / OUTPUT)
         request = {
             "work": "run",
             "kind": task.method.kind,
@@ -268,11 +268,11 @@ def _put_in_order(task: Task, outcome: Outcome) -> None:
     """What a run's process left: a failed one's output goes to its folder, and its record says that it failed."""
     output = outcome.job.output
     if outcome.status != "failed":
-        output.unlink(missing_ok=True)
+        files.remove(output)
         return
     if output.is_file():
         task.path.mkdir(parents=True, exist_ok=True)
-        output.replace(task.path / OUTPUT)
+        files.move(output, task.path / OUTPUT)
     if (task.path / "record.json").is_file():
         record = Run.load(task.path).record
         if record.status == "running":  # killed: it could not say so itself

@@ -34,7 +34,7 @@ def write_figures(folder: Path, record: StudyRecord) -> None:
             path = folder / name
             figure, kind = drawn[path.stem], path.suffix[1:]
             if figure is None:
-                path.unlink(missing_ok=True)
+                files.remove(path)
                 continue
             stream = io.BytesIO()
             figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)

@@ -74,7 +74,7 @@ def drop_outdated_mark(folder: Path, segments: Sequence[Segment]) -> list[str]:
         if not gone:
             return []
         words = f"{folder}: {', '.join(gone[:5])} removed since the set was whole: its maps are made again"
-    (folder / WHOLE).unlink(missing_ok=True)
+    files.remove(folder / WHOLE)
     return [words]
 
 

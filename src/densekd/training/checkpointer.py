@@ -18,6 +18,7 @@ from densekd.training.stepper import Stepper
 
 _STATE = "state.json"
 _SUMS = "checksums.json"
+_STUDENT = "student.safetensors"
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Checkpointer:
             return path
         extra = objective.extra_state()
         content = {
-            "student.safetensors": files.tensor_bytes(whole_state(objective.student)),
+            _STUDENT: files.tensor_bytes(whole_state(objective.student)),
             **_optimizer_files(_plain_optimizer(stepper.optimizer), "optimizer"),
             _STATE: json.dumps({"schema": 1, **vars(position)}, allow_nan=False).encode(),
         }
@@ -163,6 +164,9 @@ class Checkpointer:
         """Why a checkpoint cannot be used, or None when all its files have the checksums it recorded."""
         try:
             sums = files.read_json(path / _SUMS)
+            for name in (_STUDENT, _STATE):
+                if name not in sums:
+                    return f"{path / _SUMS}: holds no checksum of {name}"
             for name, expected in sums.items():
                 if files.sha256_file(path / name) != expected:
                     return f"{path / name}: its checksum differs from the one recorded"
@@ -175,7 +179,7 @@ class Checkpointer:
     def load(self, path: Path, stepper: Stepper) -> Position:
         """Bring student, adapters, optimiser, adversaries and moving average to the state saved at `path`."""
         objective = stepper.plain
-        _load(objective.student, path / "student.safetensors")
+        _load(objective.student, path / _STUDENT)
         extra = objective.extra_state()
         if extra is not None:
             _load(extra, path / "adapters.safetensors")

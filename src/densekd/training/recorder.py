@@ -89,8 +89,8 @@ class Recorder:
             return
         table, counts = self.folder / "evaluations.csv", self.folder / "confusion.json"
         if not position.evaluations or position.last is None:
-            table.unlink(missing_ok=True)
-            counts.unlink(missing_ok=True)
+            files.remove(table)
+            files.remove(counts)
             return
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
@@ -103,8 +103,27 @@ class Recorder:
         # On one line: indented, every one of the many counts would have its own.
         files.write_text(counts, json.dumps(dump(found), ensure_ascii=False) + "\n")
 
+    def leave(self, **changes: Any) -> list[str]:
+        """Write log and record of a run that ends early; why one could not be written, where the disk takes no more.
+
+        Those are no errors of their own: what ended the run is to be told.
+        """
+        problems = []
+        for write in (self.write_log, lambda: self.update(**changes)):
+            try:
+                write()
+            except OSError as error:
+                problems.append(f"{error.filename or self.folder}: could not be written: {error.strerror or error}")
+        return problems
+
     def update(self, **changes: Any) -> None:
         """Change fields of the record and write it."""
+        self.refresh(**changes)
+        if self.writes:
+            files.write_json(self.folder / "record.json", dump(self.record))
+
+    def refresh(self, **changes: Any) -> None:
+        """Change fields of the record without writing it; the cost is as of now unless it is given."""
         cost = self.record.cost.model_copy(
             update={
                 "seconds_per_step": self.seconds_per_step(),
@@ -114,8 +133,6 @@ class Recorder:
         )
         changed = {"cost": changes.pop("cost", cost), **changes}
         self.record = self.record.model_copy(update=changed)
-        if self.writes:
-            files.write_json(self.folder / "record.json", dump(self.record))
 
     def seconds_per_step(self) -> float | None:
         """Median seconds of a step, the first three left out (they pay for start-up)."""
