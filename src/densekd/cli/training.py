@@ -12,7 +12,9 @@ import typer
 
 from densekd.cli.guard import complain, guarded
 from densekd.cli.recipe_rows import published_beside
+from densekd.cli.replaying import replay_step
 from densekd.cli.show import Watch, table
+from densekd.errors import ConfigError
 
 if TYPE_CHECKING:
     from densekd.config import Recipe
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.", metavar="RECIPE")
+]
+RecipeOrNone = Annotated[
+    str | None,
+    typer.Argument(help="A recipe file, a run folder, or the name of a shipped recipe.", metavar="RECIPE"),
+]
+ReplayOption = Annotated[
+    Path | None,
+    typer.Option("--replay", help="Take a kept step of a run again: runs/<name>/replay/step-XXXXXXXX."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, e.g. train.batch_size=4", metavar="KEY=VALUE")
@@ -201,10 +211,17 @@ def _print_result(run: Run, quiet: bool, as_json: bool) -> None:
         complain(published)
 
 
+def _only_overrides(recipe: str | None, overrides: list[str] | None) -> dict[str, Any]:
+    if recipe is not None and "=" not in recipe:
+        raise ConfigError(f"--replay reads the recipe of the step's run; leave {recipe!r} out")
+    return dotted([*([] if recipe is None else [recipe]), *(overrides or [])])
+
+
 @guarded
 def doctor(
-    recipe: RecipeArgument,
+    recipe: RecipeOrNone = None,
     overrides: Overrides = None,
+    replay: ReplayOption = None,
     out: Out = None,
     seed: Seed = None,
     quiet: QuietFlag = False,
@@ -221,6 +238,13 @@ def doctor(
     from densekd.runs.readiness import check_readiness
     from densekd.runs.rehearsal import rehearse
 
+    if replay is not None:
+        # Where no recipe is named, the first KEY=VALUE stands in its place.
+        changes = _only_overrides(recipe, overrides)
+        replay_step(replay, changes, watching(quiet), quiet=quiet, as_json=as_json)
+        return
+    if recipe is None:
+        raise ConfigError("doctor needs a RECIPE, or --replay with a step that a run has kept")
     resolved = loaded(recipe, overrides, seed)
     require_teacher(resolved)
     folder = out if out is not None else Path("runs") / resolved.name
