@@ -21,7 +21,7 @@ from densekd.runs.origin import FILE as ORIGIN
 from densekd.runs.origin import code_of, made_here, note_origin
 
 _KEPT = {"log.csv", "evaluations.csv", "confusion.json", "checkpoints", "student.safetensors", "looks", "tracking"}
-_OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html", ORIGIN}
+_OWN = {"recipe.yaml", "record.json", *_KEPT, "report.html", "replay", ORIGIN}
 
 
 class Run:
