@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from densekd.errors import ExportError
 from densekd.export.exported import check_images
 from densekd.export.manifest import FILE, Manifest, read_manifest
+from densekd.export.pt2_graph import flaw_of_graph
 
 _KNOWN = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -65,11 +67,13 @@ def open_pt2(path: Path, device: str, threads: int | None) -> Pt2Student:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ExportError("device cuda: torch sees no CUDA device; use cpu")
-    manifest = read_manifest(_manifest_text(path), path)
+    inside = _checked(path)
+    noted = inside.get(f"extra/{FILE}")
+    manifest = read_manifest(None if noted is None else noted.decode("utf-8", "replace"), path)
     target = torch.device(device)
     try:
         with quiet_torch():
-            program = torch.export.load(path)
+            program = torch.export.load(_packed(inside))
             module = program.module().to(target)
     except Exception as error:  # a damaged graph fails in as many ways as it has parts
         raise ExportError(f"{path}: torch {torch.__version__} cannot open it ({error})") from None
@@ -92,16 +96,35 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _manifest_text(path: Path) -> str | None:
-    """The manifest's text, read without torch's loader; nothing in the file may need unpickling."""
+def _checked(path: Path) -> dict[str, bytes]:
+    """The parts of the file by their names below its one folder, read without torch; each is judged first.
+
+    Raises:
+        ExportError: it is no such file, or holds what torch would execute.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+            names = archive.namelist()
+            inside = {name.partition("/")[2]: archive.read(name) for name in names}
+        if len(inside) != len(names):
+            raise ExportError(f"{path}: holds a part twice; not opened")
         _require_plain(inside, path)
-        text = inside.get(f"extra/{FILE}")
-        return None if text is None else text.decode()
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        flaw = flaw_of_graph(inside.get("models/model.json", b"{}"))
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError) as error:
         raise ExportError(f"{path}: cannot be read as a pt2 file ({error})") from None
+    if flaw:
+        raise ExportError(f"{path}: its graph {flaw}, and torch would execute it; not opened")
+    return inside
+
+
+def _packed(inside: Mapping[str, bytes]) -> io.BytesIO:
+    """The parts that were judged, packed anew: torch's reader cannot see others than ours did."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, data in inside.items():
+            archive.writestr(f"student/{name}", data)
+    held.seek(0)
+    return held
 
 
 def _require_plain(inside: Mapping[str, bytes], path: Path) -> None:
