@@ -260,7 +260,9 @@ class TestTrainAndAfter:
         densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "r", "-q")
         code, out, err = densekd("evaluate", "r", "student.options.width=9")
         assert (code, out) == (2, "")
-        assert err.startswith("error: override student.options.width: an evaluation does not read it")
+        executed, refused = err.splitlines()
+        assert executed.endswith("nets.py is executed: the recipe of r names it as its student")
+        assert refused.startswith("error: override student.options.width: an evaluation does not read it")
 
     def test_a_resume_of_a_run_folder_needs_no_out(self, densekd, place):
         densekd("train", place / "tiny.yaml", "train.steps=1", "--out", "elsewhere", "-q")

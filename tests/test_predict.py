@@ -124,7 +124,7 @@ class TestResults:
         (free / "recipe.yaml").write_text(json.dumps(raw))
         for name in ("record.json", "student.safetensors"):
             (free / name).write_bytes((run.path / name).read_bytes())
-        made = predict(Run.load(free), [photos], tmp_path / "out", batch_size=4)
+        made = predict(Run.load(free, trust=True), [photos], tmp_path / "out", batch_size=4)
         assert [(one.height, one.width) for one in made] == [(40, 60), (20, 30), (97, 131)]
         ids = np.asarray(Image.open(made[2].mask))
         assert (ids == blocks(101, 97, 131)[1]).mean() > 0.8
@@ -152,7 +152,7 @@ class TestResults:
         (moved / "recipe.yaml").write_text(json.dumps(raw))
         for name in ("record.json", "student.safetensors"):
             (moved / name).write_bytes((run.path / name).read_bytes())
-        assert len(predict(Run.load(moved), [photos], tmp_path / "out")) == 3
+        assert len(predict(Run.load(moved, trust=True), [photos], tmp_path / "out")) == 3
 
     def test_random_state_is_left_alone(self, run, photos, tmp_path):
         torch.manual_seed(5)

@@ -180,7 +180,7 @@ class TestTrain:
                 shutil.copy(teacher.path / name, tmp_path)
             value = 6 if changed == "train_count" else 0.5
             with pytest.raises(ConfigError, match=rf"^override data\.{changed.split('.')[0]}: data\.holdout would"):
-                score_run(Run.load(tmp_path), overrides={f"data.{changed}": value})
+                score_run(Run.load(tmp_path, trust=True), overrides={f"data.{changed}": value})
 
     def test_drawn_scenes_have_no_root(self, teacher, tmp_path):
         raw = {**teacher.recipe.model_dump(mode="json"), "data": {"name": "scenes"}}
@@ -188,7 +188,7 @@ class TestTrain:
         for name in ("record.json", "student.safetensors"):
             shutil.copy(teacher.path / name, tmp_path)
         with pytest.raises(ConfigError, match=r"'data\.root': it belongs to data\.name=folder, .* and here"):
-            score_run(Run.load(tmp_path), overrides={"data.root": "x"})
+            score_run(Run.load(tmp_path, trust=True), overrides={"data.root": "x"})
 
     def test_training_images_of_several_sizes_can_be_scored(self, teacher, tmp_path):
         root = make_place(tmp_path / "mixed")
