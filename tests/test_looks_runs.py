@@ -196,11 +196,11 @@ def test_a_binary_task(place, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pair(self, alone, whole, tmp_path_factory):
+def pair(alone, whole, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     for run in (alone, whole):
         shutil.copytree(run.path, folder / run.path.name)
-    runs = Run.load(folder / "alone"), Run.load(folder / "distilled")
+    runs = tuple(Run.load(folder / name, trust=True) for name in ("alone", "distilled"))
     assert keep_beside(*runs, lambda _done, _total: None) == []
     return runs
 
