@@ -89,7 +89,9 @@ def test_the_same_as_json_and_as_a_tree(capsys: pytest.CaptureFixture[str], monk
     [
         (["smp:PSPnet"], "no such architecture; did you mean 'PSPNet'"),
         (["smp:PSPNet", "encoder_nam=resnet18"], "has no option 'encoder_nam'"),
-        (["smp:PSPNet", "--tap", "decoder"], "--tap needs a picture"),
+        (["smp:PSPNet", "--tap", "decoder"], "--tap belongs to --image; give both, or neither"),
+        (["smp:PSPNet", "--channels", "3"], "--channels belongs to --image; give both, or neither"),
+        (["--pair", "demo", "--raw"], "--raw belongs to --image; give both, or neither"),
         (["--pair", "demo", "--image", "x.png"], "--image belongs to one network"),
         (["smp:PSPNet", "--image", "nowhere.png"], "nowhere.png: cannot be read as an image"),
         (["smp:PSPNet", "encoder_name=tu-lcnet_050", "--size", "0", "9"], "height and width from 1"),

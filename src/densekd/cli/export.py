@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from densekd.cli.guard import complain, guarded
+from densekd.cli.guard import complain, guarded, refuse_unread
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
@@ -43,7 +43,8 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to INT8 (onnx); mIoU before and after.")] = False,
     calibration: Annotated[int, typer.Option("--calibration", help="INT8: training images for value ranges.")] = 100,
     max_drop: Annotated[
-        float, typer.Option("--max-drop", help="INT8: points of mIoU it may cost; above it no file is left.")
+        float,
+        typer.Option("--max-drop", min=0.0, max=100.0, help="INT8: points of mIoU it may cost; else no file is left."),
     ] = 1.0,
     score: Annotated[int | None, typer.Option("--score", help="INT8: validation images for mIoU; default all.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -55,7 +56,7 @@ def export(
     from densekd.export import Int8Options, export_run
     from densekd.runs import Run
 
-    _require_int8(int8, calibration=(calibration, 100), max_drop=(max_drop, 1.0), score=(score, None))
+    refuse_unread("--int8", int8, calibration=(calibration, 100), max_drop=(max_drop, 1.0), score=(score, None))
     chosen = Int8Options(calibration=calibration, max_drop=max_drop / 100, score=score) if int8 else None
     opened = Run.load(run, trust=trust)
     about_code(run, trust, quiet)
@@ -81,15 +82,6 @@ def export(
     table(_rows(made.path, made.manifest), title=str(made.path))
     if not quiet:
         complain(f"written: {made.path}")
-
-
-def _require_int8(asked: bool, **values: tuple[object, object]) -> None:
-    """Refuse options that would change nothing."""
-    from densekd.errors import ArgumentError
-
-    unread = [name for name, (value, default) in values.items() if value != default]
-    if unread and not asked:
-        raise ArgumentError(f"--{unread[0].replace('_', '-')} belongs to --int8; give both, or neither")
 
 
 def _bytes(path: Path) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from densekd.cli.printable import printable
 from densekd.cli.stopping import STOPPING
 from densekd.failures import explained
 
@@ -18,11 +19,29 @@ DEBUG = "DENSEKD_DEBUG"
 
 
 def complain(text: str) -> None:
-    """Lines on stderr, whatever their characters."""
+    """Lines on stderr, whatever their characters; what a terminal would obey is shown as its code."""
     stream = sys.stderr
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.write(printable(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
+
+
+def refuse_unread(needed: str, given: bool, **options: tuple[object, object]) -> None:
+    """Refuse options that nothing would read.
+
+    Args:
+        needed: the option without which they are not read.
+        given: whether it was given.
+        options: value and default of each.
+
+    Raises:
+        ArgumentError: one has another value than its default, and `needed` was not given.
+    """
+    from densekd.errors import ArgumentError
+
+    unread = [name for name, (value, default) in options.items() if value != default]
+    if unread and not given:
+        raise ArgumentError(f"--{unread[0].replace('_', '-')} belongs to {needed}; give both, or neither")
 
 
 def debugging() -> bool:

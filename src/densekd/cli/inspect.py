@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from densekd.cli.guard import complain, guarded
+from densekd.cli.guard import complain, guarded, refuse_unread
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
@@ -75,15 +75,15 @@ def inspect(
     from densekd.inspection import inspect as look
     from densekd.inspection import open_subject
 
+    drawn = {"tap": (tap, None), "channels": (channels, 35), "order": (order, "entropy"), "raw": (raw, False)}
+    refuse_unread("--image", image is not None, **drawn, temperature=(temperature, 4.0))
     about_code(Path(model), trust, quiet, teacher=pair)
     if pair:
-        for name, given in (("--image", image), ("--tap", tap), ("--checkpoint", checkpoint), ("--depth", depth)):
+        for name, given in (("--image", image), ("--checkpoint", checkpoint), ("--depth", depth)):
             if given is not None:
                 raise ArgumentError(f"{name} belongs to one network; leave it or --pair out")
         _pair(model, options, size, classes, quiet, as_json)
         return
-    if image is None and tap is not None:
-        raise ArgumentError("--tap needs a picture: --image x.png")
     if image is not None and out.exists() and not force:
         raise RunError(f"{out}: exists; use --force to replace it or --out for another file")
     sheet = None
