@@ -92,6 +92,7 @@ def test_memory_is_that_of_a_first_call_whatever_lies_free() -> None:
         (["smp:FPN", "smp:FPN"], [], ArgumentError, "smp:FPN was given twice"),
         (["."], [], RunError, "holds no record.json: it is no run"),
         (["nowhere.onnx"], [], ExportError, "nowhere.onnx: no such file"),
+        (["student.safetensors"], [], ArgumentError, "as fast as the run's student: name the run"),
         (["smp:FPN"], ["onx"], ArgumentError, "formats: 'onx': expected onnx, pt2; did you mean 'onnx'"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densekd import files
 from densekd.errors import ArgumentError, CheckpointError, ExportError, nearest
 from densekd.export import Exported, export_run, load_exported
+from densekd.export.manifest import FILE as MANIFEST
 from densekd.inspection.subject import Size, open_subject, usual_size, without_weights
 from densekd.inspection.watching import watch
 from densekd.models.build import build_model
@@ -75,7 +76,7 @@ def check_given(given: Sequence[str], formats: Sequence[str]) -> None:
     """Refuse what is no run with a student, no exported file and no name, before any work.
 
     Raises:
-        ArgumentError: nothing, the same twice, or an unknown format.
+        ArgumentError: nothing, the same twice, weights without a graph, or an unknown format.
         RunError, ExportError: a folder that is no run, a file that is missing.
     """
     if not given:
@@ -83,6 +84,10 @@ def check_given(given: Sequence[str], formats: Sequence[str]) -> None:
     for place, text in enumerate(given):
         if text in given[:place]:
             raise ArgumentError(f"bench latency: {text} was given twice")
+        if Path(text).suffix == ".safetensors" or (Path(text) / MANIFEST).is_file():
+            raise ArgumentError(
+                f"{text}: weights for the student's own library, as fast as the run's student: name the run"
+            )
         if Path(text).is_dir():
             assert Run.load(text).weights.is_file()  # raises where there are none
         elif Path(text).suffix in SUFFIXES and not Path(text).is_file():
