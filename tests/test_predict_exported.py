@@ -163,6 +163,8 @@ class TestOpening:
         (tmp_path / "x.txt").write_text("x")
         with pytest.raises(RunError, match="neither the folder of a run nor an exported file"):
             open_student(tmp_path / "x.txt")
+        with pytest.raises(RunError, match=r"nowhere\.onnx: no such file\. Exported students are made by"):
+            open_student(tmp_path / "nowhere.onnx")
         with pytest.raises(RunError, match="no such folder"):
             open_student(tmp_path / "nowhere")
         with pytest.raises(RunError, match="it is no run"):

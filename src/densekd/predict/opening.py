@@ -33,6 +33,8 @@ def open_student(path: Path, *, trust: bool = False) -> Run | Exported:
         return load_exported(path, trust=trust, device="cpu" if path.suffix == ".onnx" else _device())
     if path.is_file():
         raise RunError(f"{path}: neither the folder of a run nor an exported file ({', '.join(_FILES)})")
+    if path.suffix in _FILES:
+        raise RunError(f"{path}: no such file. Exported students are made by `densekd export`")
     return Run.load(path, trust=trust)
 
 
