@@ -120,6 +120,11 @@ class TestFeed:
     def test_the_part_over_the_image(self):
         assert Feed(manifest()).cut(torch.zeros(1, 2, 8, 8), (5, 7)).shape == (1, 2, 5, 7)
 
+    def test_an_image_of_8_bits_to_one_pixel(self):
+        image = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4)
+        found = Feed(manifest(input__size=(1, 1), input__values="0..255"))(image)
+        assert torch.allclose(found.flatten(), torch.tensor([7.5, 23.5, 39.5]))
+
 
 class TestClassIds:
     def test_logits_are_enlarged_before_the_class_is_chosen(self):

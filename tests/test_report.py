@@ -201,6 +201,18 @@ class TestWhatIsKept:
         assert found["a"] == [1.0, 2.0]
         assert found["b"][0] != found["b"][0]
 
+    def test_a_line_that_was_cut_is_left_out_and_said(self, tmp_path):
+        folder = keep_run(tmp_path / "run", run_record(), logged=False)
+        (folder / "log.csv").write_text("step,loss\n1,3.5\n2,2.25\n3,1.7")
+        run = read_run(folder)
+        assert run.log == {"step": [1.0, 2.0], "loss": [3.5, 2.25]}
+        assert any(line.startswith("log.csv ends within a line") for line in run.missing)
+
+    def test_rows_of_other_lengths_are_named(self, tmp_path):
+        (tmp_path / "x.csv").write_text("a,b\n1,2\n3\n")
+        with pytest.raises(ValueError, match="line 3 has 1 cells, the first line 2"):
+            read_columns(tmp_path / "x.csv")
+
     def test_counts_must_fit_the_classes(self):
         with pytest.raises(ValueError, match="expected 2 rows of 2 counts"):
             ConfusionRecord(split="val", classes=["a", "b"], final=Counts(step=1, matrix=[[1, 2]]))

@@ -40,7 +40,8 @@ class Feed:
         if tuple(image.shape[1:]) != size:
             from torchvision.transforms.v2.functional import resize
 
-            image = resize(image, list(size), antialias=True)
+            # Of 8 bits torch refuses one pixel alone, with an internal error.
+            image = resize(image.float().round() if size == (1, 1) else image, list(size), antialias=True)
         return self.pixels(image.float())
 
     def pixels(self, image: Tensor) -> Tensor:

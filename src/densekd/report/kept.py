@@ -77,14 +77,20 @@ def read_run(folder: Path, record: RunRecord | None = None) -> KeptRun:
             missing.append(f"{name} cannot be read ({type(error).__name__}: {words}): what it holds is not shown")
             return otherwise
 
+    def columns(path: Path) -> Columns:
+        shown = read_columns(path)
+        if _lines(path)[1]:
+            missing.append(f"{path.name} ends within a line, as after a crash or a full disk: that line is not shown")
+        return shown
+
     kept = "an earlier version of densekd kept none" if found.final is not None else "nothing was evaluated"
     return KeptRun(
         folder,
         folder.absolute().name,
         found,
         tried("recipe.yaml", _recipe, {}, "the settings cannot be shown"),
-        tried("log.csv", read_columns, {}, "no curves can be drawn"),
-        tried("evaluations.csv", read_columns, {}, f"no mIoU over the evaluations; {kept}"),
+        tried("log.csv", columns, {}, "no curves can be drawn"),
+        tried("evaluations.csv", columns, {}, f"no mIoU over the evaluations; {kept}"),
         tried("confusion.json", lambda path: read_model(path, ConfusionRecord), None, f"no confusion matrix; {kept}"),
         tuple(missing),
     )
@@ -122,17 +128,27 @@ def read_model(path: Path, model: type[M]) -> M:
 
 
 def read_columns(path: Path) -> Columns:
-    """A CSV file of numbers, by column; an empty cell is NaN.
+    """A CSV file of numbers, by column; an empty cell is NaN. A last line without its end is left out.
 
     Raises:
         ValueError: a cell is no number, or rows differ in length.
         OSError, UnicodeDecodeError: it cannot be read.
     """
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    rows = list(csv.reader(io.StringIO(_lines(path)[0])))
     if len(rows) < 2:
         return {}
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"line {number} has {len(row)} cells, the first line {len(rows[0])}")
     numbers = [[float(cell) if cell else math.nan for cell in row] for row in rows[1:]]
     return {name: list(column) for name, column in zip(rows[0], zip(*numbers, strict=True), strict=True)}
+
+
+def _lines(path: Path) -> tuple[str, bool]:
+    """The whole lines of a text file, and whether something stands behind the last of them."""
+    text = path.read_text(encoding="utf-8")
+    end = text.rfind("\n") + 1
+    return text[:end], end < len(text)
 
 
 def _recipe(path: Path) -> dict[str, Any]:
