@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 
 from densekd.cli.asking import asked
 from densekd.cli.guard import complain
+from densekd.cli.printable import printable
 from densekd.cli.show import bars
 from densekd.cli.waiting import Waiting
 from densekd.runs.progress import Quiet
@@ -69,7 +70,7 @@ class Board(Silent):
     def said(self, line: str) -> None:
         self._told.add(line)
         if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(printable(line), markup=False, highlight=False)
         else:
             complain(line)
 
@@ -110,7 +111,7 @@ class _Row(Quiet):
             self.drop()
             self._what = what
         if self._task is None:
-            self._task = self._bars.add_task(name, total=total, note="")
+            self._task = self._bars.add_task(printable(name), total=total, note="")
         self._bars.update(self._task, completed=done, total=total, note=note)
 
     def checking(self, done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from densekd.cli.guard import complain, guarded, refuse_unread
+from densekd.cli.printable import printable
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, Trust, about_code, dotted
 
@@ -275,8 +276,8 @@ def _label(node: Node, found: Inspection) -> Any:
 
     from densekd.inspection.tree import shape_words, stride_words
 
-    text = Text(node.module.rpartition(".")[2] or found.what, style="bold")
-    text.append(f" {node.kind}", style="not bold dim")
+    text = Text(printable(node.module.rpartition(".")[2] or found.what), style="bold")
+    text.append(printable(f" {node.kind}"), style="not bold dim")
     for output in node.outputs:
         text.append(f"  {shape_words(output)}", style="not bold cyan")
         if output.map is not None:

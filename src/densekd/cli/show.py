@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from densekd.cli.asking import asked
 from densekd.cli.guard import complain
+from densekd.cli.printable import printable
 from densekd.cli.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.10g}"
-    return str(value)
+    return printable(str(value))
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
@@ -41,17 +43,18 @@ def table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: st
     if not columns:
         return
     if not sys.stdout.isatty():
-        sys.stdout.write("\t".join(columns) + "\n")
+        sys.stdout.write("\t".join(map(printable, columns)) + "\n")
         for row in rows:
             cells = (_text(row.get(column)).replace("\t", " ").replace("\n", " ") for column in columns)
             sys.stdout.write("\t".join(cells) + "\n")
         return
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    # As `Text`: in a plain string rich would read [brackets] as its own marks.
+    drawn = Table(title=None if title is None else Text(printable(title)), title_justify="left", title_style="bold")
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(Text(printable(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(_text(row.get(column)) for column in columns))
+        drawn.add_row(*(Text(_text(row.get(column))) for column in columns))
     Console().print(drawn)
 
 
@@ -60,11 +63,11 @@ def bars() -> Progress | None:
     if not sys.stderr.isatty():
         return None
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     )
@@ -104,7 +107,7 @@ class Watch:
         if self._bar is None:
             return
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(f"{self.label}{what}", total=total, note="")
+            self._tasks[what] = self._bar.add_task(printable(f"{self.label}{what}"), total=total, note="")
         self._bar.update(self._tasks[what], completed=done, total=total, note=note, visible=done < total)
 
     def counting(self, what: str, done: int, total: int) -> None:
@@ -144,7 +147,7 @@ class Watch:
 
     def said(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(f"{self.label}{line}", markup=False, highlight=False)
+            self._bar.console.print(printable(f"{self.label}{line}"), markup=False, highlight=False)
         else:
             complain(f"{self.label}{line}")
 

@@ -47,7 +47,7 @@ def card_text(student: Student, manifest: Manifest, name: str, contents: Mapping
         name=name,
         front=yaml.safe_dump(_front(student, manifest, name, data), sort_keys=False, allow_unicode=True),
         sentence=_sentence(student, manifest, data),
-        facts={**facts_of(student, manifest), "data": data},
+        facts={**facts_of(student, manifest), "data": cell(data)},
         load=load_part(manifest),
         use=use_part(manifest),
         training=training_of(student),
@@ -94,7 +94,7 @@ def _sentence(student: Student, manifest: Manifest, data: str) -> str:
         f"`{without_folders(info.model)}`" + (f" with encoder `{encoder}`" if encoder else "") + f" ({title_of(info)})"
     )
     begin = f"{what} for semantic segmentation into {len(manifest.classes)} classes, trained on {cell(data)}"
-    score = f"Its mIoU on {source.split} is **{percent(source.scores.miou)}** ({source.scores.images} images)."
+    score = f"Its mIoU on {cell(source.split)} is **{percent(source.scores.miou)}** ({source.scores.images} images)."
     teacher = student.recipe.teacher if source.method != "none" else None
     if teacher is None:
         return f"{begin}. {score}"
