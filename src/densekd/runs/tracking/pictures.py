@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from densekd.evaluate import autocast, evaluation_mode, spread
-from densekd.inference import Predictor
+from densekd.evaluate import evaluation_mode, spread
 from densekd.pictures import colourise, contact_sheet, legend, photograph
 from densekd.runs.assemble import Parts
+from densekd.runs.look_pictures import Answering
 
 _WIDTH = 320
 """Pixels of each of the three pictures: event files hold all of them, for every evaluation."""
@@ -45,19 +44,10 @@ class Pictures:
         }
 
     def _one(self, network: nn.Module, index: int) -> np.ndarray:
-        parts, recipe = self.parts, self.parts.recipe
-        sample, item = parts.data.val.load(index), parts.eval_view()[index]
-        size = (sample.label.shape[-2], sample.label.shape[-1])
-        predictor = Predictor(
-            network,
-            parts.task,
-            recipe.evaluation,
-            most=recipe.train.evaluate_batch_size,
-            channels_last=recipe.runtime.channels_last,
-        )
-        with evaluation_mode(network), torch.no_grad(), autocast(parts.device, recipe.runtime.precision):
-            (ids,) = predictor.ids(item["image"][None].to(parts.device), [size])
-        row = [photograph(sample.image), self._mask(sample.label), self._mask(ids.cpu())]
+        sample = self.parts.data.val.load(index)
+        with evaluation_mode(network):
+            ids = Answering(self.parts, network, "student").ids(index)
+        row = [photograph(sample.image), self._mask(sample.label), self._mask(ids)]
         return _array(contact_sheet([row], _TITLES, cell_width=_WIDTH))
 
     def _mask(self, label: Tensor) -> Image.Image:
