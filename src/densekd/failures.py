@@ -22,7 +22,7 @@ OWN_PREFIX = "densekd_model_"
 """How the names of modules begin that were made of a user's file (`path/to/file.py:function`)."""
 
 _LESS_MEMORY = (
-    "lower train.batch_size (train.accumulate makes up for it), data.augment.crop or data.augment.size; under a teacher "
+    "lower train.batch_size (train.accumulate makes up for it), data.augment.crop or data.augment.size; with a teacher "
     "teacher.engine.micro_batch shows it fewer images at once, and distill.cache keeps it out of training; on CUDA "
     "runtime.precision=bfloat16 takes about half; in an evaluation train.evaluate_batch_size"
 )
