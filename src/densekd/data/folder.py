@@ -119,6 +119,7 @@ def by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[st
 def _folders(root: Path, split: str) -> tuple[Path, Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (data.root)")
+    _require_inside(root, split)
     images, masks = root / split / "images", root / split / "masks"
     for folder in (images, masks):
         if not folder.is_dir():
@@ -133,8 +134,19 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
     return images, masks
 
 
+def _require_inside(root: Path, name: str) -> None:
+    """A recipe may come from somebody else: below the root it names, it reads; elsewhere it does not."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{name}: leaves the folder {root}; give a path below it (links may lead elsewhere)")
+
+
 def listed_stems(root: Path, name: str) -> set[str]:
-    """Stems in a list file; an image suffix on a line is dropped."""
+    """Stems in a list file; an image suffix on a line is dropped.
+
+    Raises:
+        DataError: the list lies outside of the root, cannot be read, or names something twice.
+    """
+    _require_inside(root, name)
     path = root / name
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

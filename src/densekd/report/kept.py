@@ -108,7 +108,8 @@ def read_study(folder: Path) -> StudyRecord:
 def runs_of(folder: Path, record: StudyRecord) -> dict[str, Path]:
     """The folders of a study's finished runs that are still there, by name, in the order of the record."""
     names = [f"{method.name}-s{seed}" for method in record.methods for seed in method.seeds]
-    return {name: folder / name for name in names if (folder / name / RUN).is_file()}
+    # A name with a separator would lead elsewhere.
+    return {name: folder / name for name in names if Path(name).name == name and (folder / name / RUN).is_file()}
 
 
 def read_model(path: Path, model: type[M]) -> M:

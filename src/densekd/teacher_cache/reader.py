@@ -57,6 +57,8 @@ class MapReader:
         self.summary: Summary = whole.summary
         self._segments: list[Segment] = []
         for expected in whole.segments:
+            if Path(expected["file"]).name != expected["file"]:
+                raise CacheError(f"{self.folder}: {WHOLE} names a file elsewhere, {expected['file']!r}; not opened")
             segment = open_segment(self.folder / expected["file"], self.header)
             self._segments.append(segment)
             if segment.sha256 != expected["index_sha256"] or segment.size != expected["bytes"]:
