@@ -198,6 +198,14 @@ class TestDrawing:
         assert share_wrong(truth, answer, 2) == pytest.approx(2 / 3)
         assert share_wrong(torch.tensor([[2]]), torch.tensor([[0]]), 2) is None
 
+    def test_error_maps_have_few_greys_from_white_down(self):
+        ramp = Image.linear_gradient("L").convert("RGB")
+        found = errors_picture(ramp, torch.zeros(256, 256), torch.zeros(256, 256), 2)
+        greys = [color for _, color in found.getcolors()]
+        assert len(greys) < 20
+        assert max(greys) == (255, 255, 255)
+        assert min(greys) > UNLABELLED
+
     def test_colours_of_heat_depend_on_the_common_ends(self):
         image = Image.new("RGB", (240, 240), (100, 100, 100))
         low, high = (heat_picture(image, torch.full((2, 2), value), 0.0, 2.0) for value in (0.0, 2.0))
