@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densekd.records import Gain, StudyFailure, StudyRecord, dump
+from densekd.report.cost import spaced
 from densekd.study import Method, Study, class_rows, size_rows, study_rows
-from densekd.study.figures import FIGURES, _spaced, write_figures
+from densekd.study.figures import FIGURES, write_figures
 from densekd.study.record import study_record, summarise
 from densekd.study.statistics import paired_gain, spread
 from densekd.study.tables import classes_csv, table_csv
@@ -237,6 +238,6 @@ class TestFigures:
 
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=18))
     def test_names_do_not_lie_on_each_other(self, heights):
-        moved = _spaced(sorted(heights, reverse=True))
+        moved = spaced(sorted(heights, reverse=True), 0.055)
         assert all(0 - 1e-9 <= height <= 1 + 1e-9 for height in moved)
         assert all(above - below >= 0.054 for above, below in itertools.pairwise(moved))

@@ -61,9 +61,9 @@ def _named(axes: object, spots: Sequence[tuple[float, float, str]], low: float, 
         )
 
 
-def spaced(heights: Sequence[float]) -> list[float]:
-    """Falling heights (fractions of the axes), moved so that a line of text fits to each."""
-    gap = min(0.07, 1 / max(1, len(heights)))
+def spaced(heights: Sequence[float], line: float = 0.07) -> list[float]:
+    """Falling heights (fractions of the axes), moved so that a line of text, as high as `line`, fits to each."""
+    gap = min(line, 1 / max(1, len(heights)))
     moved: list[float] = []
     for height in heights:
         moved.append(min(height, moved[-1] - gap) if moved else height)

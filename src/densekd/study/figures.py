@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from densekd import files
 from densekd.records import StudyMethod, StudyRecord
+from densekd.report.cost import spaced
 from densekd.study.tables import class_names
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def _name_points(axes: Axes, shown: Sequence[StudyMethod]) -> None:
         assert line.cost.seconds_per_step is not None
         points.append((100 * line.gain.mean, 1000 * line.cost.seconds_per_step, line.name))
     points.sort(reverse=True)
-    for (y, x, name), height in zip(points, _spaced([(y - low) / (high - low) for y, _, _ in points]), strict=True):
+    for (y, x, name), height in zip(
+        points, spaced([(y - low) / (high - low) for y, _, _ in points], 0.055), strict=True
+    ):
         axes.annotate(
             name,
             (x, y),
@@ -107,21 +110,6 @@ def _name_points(axes: Axes, shown: Sequence[StudyMethod]) -> None:
                 "relpos": (0, 0.5),
             },
         )
-
-
-def _spaced(heights: Sequence[float]) -> list[float]:
-    """Falling heights (fractions of the axes) moved as little as need be to leave room for a line of text each."""
-    gap = min(0.055, 1 / max(1, len(heights)))
-    moved: list[float] = []
-    for height in heights:
-        moved.append(min(height, moved[-1] - gap) if moved else height)
-    short = min(moved, default=0.0)
-    if short < 0:  # the lowest ones left the axes: push back up
-        floor = 0.0
-        for place in range(len(moved) - 1, -1, -1):
-            moved[place] = max(moved[place], floor)
-            floor = moved[place] + gap
-    return moved
 
 
 def class_figure(record: StudyRecord) -> Figure | None:
