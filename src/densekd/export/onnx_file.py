@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +66,43 @@ def open_onnx(path: Path, device: str, threads: int | None) -> OnnxStudent:
     """Open an ONNX file that densekd has written.
 
     Raises:
-        ExportError: it has no manifest, is damaged, or the device is not there.
+        ExportError: it has no manifest, is damaged, names files beside it, or the device is not there.
     """
+    _require_whole(path)
     session = session_of(path, device, threads)
     properties: dict[str, Any] = session.get_modelmeta().custom_metadata_map
     return OnnxStudent(path, read_manifest(properties.get(KEY), path), session)
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse a file that takes values from other files: densekd writes none, and their paths may lead anywhere.
+
+    Newer versions of onnxruntime refuse paths that leave the folder; older ones read them.
+    """
+    data = path.read_bytes()
+    if b"location" not in data:  # the key that every such reference has
+        return
+    require_export("onnx")
+    import onnx
+
+    try:
+        outside = next(_outside(onnx.load_model_from_string(data)), None)
+    except Exception as error:  # protobuf's own classes
+        raise ExportError(f"{path}: onnx cannot read it ({_first_line(error)})") from None
+    if outside is not None:
+        raise ExportError(
+            f"{path}: takes {outside!r} from another file, which `densekd export` never writes; not opened"
+        )
+
+
+def _outside(message: Any) -> Iterator[str]:
+    """Names of the tensors whose values are in other files, wherever in the graph they stand."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            yield message.name
+        elif field.message_type is not None:
+            for inner in value if hasattr(value, "__len__") else (value,):
+                yield from _outside(inner)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from densekd.errors import ModelError, nearest
 from densekd.models.online import hub_file
 from densekd.models.options import named_parameters, refuse_unknown, with_classes
 from densekd.models.output_stride import settle_output_stride, verify_output_stride
-from densekd.models.timm_weights import timm_weights
+from densekd.models.timm_weights import refuse_files, timm_weights
 
 _INSTEAD = "give the encoder's weights as a file in encoder_checkpoint, or drop options.encoder_weights"
 
@@ -53,6 +53,7 @@ def build_from_smp(name: str, options: Mapping[str, Any], num_classes: int) -> n
 def _check_options(reference: str, options: Mapping[str, Any], known: list[str], encoder: Any) -> None:
     names = [*known, "output_stride"]
     _check_encoder(reference, encoder)
+    refuse_files(reference, options)
     if not encoder.startswith("tu-"):
         refuse_unknown(f"{reference} with encoder {encoder!r}", options, names)
     for option in options:

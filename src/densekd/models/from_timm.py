@@ -14,7 +14,7 @@ from torch import nn
 
 from densekd.errors import ModelError, nearest
 from densekd.models.options import say
-from densekd.models.timm_weights import timm_weights
+from densekd.models.timm_weights import refuse_files, timm_weights
 
 _INSTEAD = "give a file in checkpoint, or drop options.pretrained"
 
@@ -34,6 +34,7 @@ def build_from_timm(name: str, options: Mapping[str, Any], notices: list[str] | 
     reference = f"timm:{name}"
     if not timm.is_model(name):
         raise ModelError(f"{reference}: no such network{nearest(name, timm.list_models())}")
+    refuse_files(reference, options)
     settled = dict(options)
     if settled.pop("features", None) is not True:
         raise ModelError(

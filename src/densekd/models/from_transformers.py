@@ -102,7 +102,13 @@ def _from_repository(
         source,
         local,
         lambda **where: AutoModelForSemanticSegmentation.from_pretrained(
-            source, config=configuration, ignore_mismatched_sizes=True, output_loading_info=True, **common, **where
+            source,
+            config=configuration,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            weights_only=True,
+            **common,
+            **where,
         ),
     )
     _tell(reference, info, notices)
