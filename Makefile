@@ -12,7 +12,7 @@ COMPILED := env -u PYTHONDONTWRITEBYTECODE
 # A test to a core, one thread each: small networks gain nothing from a second.
 PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo screenshots check test test-long lint types layers numbers docs docs-serve wheel-test clean
+.PHONY: help setup demo screenshots check test test-long lint types layers numbers docs docs-serve wheel-test audit clean
 
 help:
 	@echo "make demo       draw scenes, train a teacher, a student alone and a distilled student (about 5 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test       everything of check, the full tests, the site, the wheel in a clean environment (under 12 minutes)"
 	@echo "make test-long  the slow tests; leaves benchmarks/results/test-long.json"
 	@echo "make screenshots  pictures of a short demo's report for the docs, taken by Chromium (about 5 minutes; STUDY=folder: of that)"
+	@echo "make audit      known vulnerabilities of the pinned requirements, where pip-audit can be had"
 	@echo "make docs       the documentation as a site, in build/site (seconds); make docs-serve shows it"
 
 setup: $(READY)
@@ -73,6 +74,10 @@ docs-serve: $(READY)
 
 wheel-test: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(CLEAN) $(BIN)/python tools/wheel_test.py
+
+# Part of nothing that must pass: it asks a service, and says so where it got no answer.
+audit: $(READY)
+	$(BIN)/python tools/audit.py
 
 test-long: $(READY)
 	$(BIN)/python tools/test_long.py

@@ -1,0 +1,76 @@
+"""Known vulnerabilities of the pinned requirements, asked of pip-audit where its data can be reached.
+
+    python tools/audit.py
+
+Exit code 1 where a pinned version has a known vulnerability. Where pip-audit, or the data that it asks for, cannot be
+had, that is said and the exit code is 0: nothing was audited, and nothing claims that it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements.txt"
+_SECONDS = 300
+
+
+def command(uv: str) -> list[str]:
+    """pip-audit in an environment of its own; every version is pinned, so that pip is not needed."""
+    asked = ["pip-audit", "-r", str(REQUIREMENTS), "--no-deps", "--disable-pip", "--format", "json"]
+    return [uv, "tool", "run", *asked, "--progress-spinner", "off"]
+
+
+def outcome(stdout: str, stderr: str) -> tuple[int, list[str]]:
+    """Exit code and lines for the user, of what pip-audit printed."""
+    try:
+        found: list[dict[str, Any]] = json.loads(stdout)["dependencies"]
+    except (ValueError, KeyError, TypeError):
+        said = [line.strip() for line in stderr.splitlines() if line.strip()]
+        return 0, [f"not audited: pip-audit gave no answer ({said[-1][:300] if said else 'no words'})"]
+    skipped = [one["name"] for one in found if "skip_reason" in one]
+    bad = [one for one in found if one.get("vulns")]
+    lines = [
+        f"{one['name']} {one['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"
+        for one in bad
+        for flaw in one["vulns"]
+    ]
+    lines.append(f"audited: {len(found) - len(skipped)} pinned requirements, {len(bad)} with known vulnerabilities")
+    if skipped:
+        lines.append(f"not audited: {', '.join(skipped)}")
+    return (1 if bad else 0), lines
+
+
+def _surroundings() -> dict[str, str]:
+    """uv does not read pip's settings: a mirror that is named there is handed on."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    mirror = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL") or done.stdout.strip()
+    return {**os.environ, **({"UV_DEFAULT_INDEX": mirror} if mirror else {})}
+
+
+def main() -> int:
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if uv is None:
+        print("not audited: uv, which runs pip-audit, is not there")
+        return 0
+    try:
+        done = subprocess.run(
+            command(uv), env=_surroundings(), capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"not audited: {error}")
+        return 0
+    code, lines = outcome(done.stdout, done.stderr)
+    print("\n".join(lines))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
