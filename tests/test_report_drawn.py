@@ -9,6 +9,7 @@ import pytest
 from densekd.records import ConfusionRecord, Counts
 from densekd.report import write_page, write_report, write_study_report
 from densekd.report.confusion import confusion_body
+from densekd.report.curves import evaluation_charts, loss_charts
 from densekd.report.drawing import INK, SERIES, inline, plain_axes
 from densekd.report.kept import read_run
 from densekd.runs import Run, train
@@ -60,6 +61,16 @@ class TestDrawing:
         assert not set(ids[0]) & set(ids[1])
         for text, own in zip((one, other), ids, strict=True):
             assert set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text)) <= set(own)
+
+    def test_of_more_runs_than_colours_the_first_are_drawn_which_is_said(self, tmp_path):
+        record = run_record()
+        folders = [keep_run(tmp_path / f"r{place}", record, logged=place > 0) for place in range(10)]
+        runs = {folder.name: read_run(folder) for folder in folders}
+        (miou,) = evaluation_charts(runs)
+        assert [name for name, _ in miou.legend] == [f"r{place}" for place in range(1, 8)]
+        assert miou.note.endswith("; the first 8 of 10")
+        losses = loss_charts(runs)
+        assert all(len(chart.legend) == 8 and chart.note.endswith("; the first 8 of 9") for chart in losses)
 
     def test_equal_numbers_give_equal_drawings(self, tmp_path):
         folder = keep_run(tmp_path / "run", run_record())

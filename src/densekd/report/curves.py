@@ -51,13 +51,13 @@ def run_charts(run: KeptRun) -> list[Chart]:
 
 
 def evaluation_charts(runs: Mapping[str, KeptRun]) -> list[Chart]:
-    """mIoU over the evaluations of one run or several, where they were kept and are more than one."""
+    """mIoU over the evaluations of one run or the first eight, where they were kept and are more than one."""
     lines = [
         Line(name, run.evaluations["step"], [100 * value for value in run.evaluations["miou"]], place, marked=True)
-        for place, (name, run) in enumerate(runs.items(), 1)
+        for place, (name, run) in enumerate(list(runs.items())[: len(SERIES)], 1)
         if len(run.evaluations.get("step", ())) > 1 and "miou" in run.evaluations
     ]
-    return [] if not lines else [lines_chart("mIoU", lines[: len(SERIES)], _best_words(runs), key="miou")]
+    return [] if not lines else [lines_chart("mIoU", lines, _best_words(runs), key="miou")]
 
 
 def loss_charts(runs: Mapping[str, KeptRun]) -> list[Chart]:
@@ -73,29 +73,37 @@ def loss_charts(runs: Mapping[str, KeptRun]) -> list[Chart]:
         for place, (name, run) in enumerate(list(logged.items())[: len(SERIES)], 1):
             steps, values, _ = thinned(run.log["step"], run.log[part])
             lines.append(Line(name, steps, values, place))
-        charts.append(lines_chart(part, lines, "a part of the loss that all of them have", key=f"loss-{len(charts)}"))
+        note = f"a part of the loss that all of them have{_of(len(logged))}"
+        charts.append(lines_chart(part, lines, note, key=f"loss-{len(charts)}"))
     return charts
 
 
 def _best_words(runs: Mapping[str, KeptRun]) -> str:
     if len(runs) > 1:
-        return "over the evaluations, in points"
+        return f"over the evaluations, in points{_of(len(runs))}"
     record = next(iter(runs.values())).record
     best = "" if record.best is None else f"; best {points(record.best.miou)} at step {record.best.step:,}"
     return f"in points, over the evaluations on {record.split}{best}"
 
 
+def _of(count: int) -> str:
+    """Which curves are drawn, where there are more than colours."""
+    return f"; the first {len(SERIES)} of {count}" if count > len(SERIES) else ""
+
+
 def _logged(log: Columns, title: str, names: Sequence[str], note: str) -> Chart | None:
     """Columns of the log over the steps; None where none holds enough numbers."""
     lines, every = [], 1
-    for place, name in enumerate([name for name in names if name in log][: len(SERIES)], 1):
+    found = [name for name in names if name in log]
+    for place, name in enumerate(found[: len(SERIES)], 1):
         steps, values, every = thinned(log["step"], log[name])
         if len(values) >= _FEW:
             lines.append(Line(name, steps, values, place))
     if not lines:
         return None
     told = [note, f"a point is the mean of {every} logged steps" if every > 1 else ""]
-    return lines_chart(title, lines, "; ".join(filter(None, told)), key=title.split()[0].lower())
+    words = "; ".join(filter(None, told)) + _of(len(found))
+    return lines_chart(title, lines, words, key=title.split()[0].lower())
 
 
 def lines_chart(title: str, lines: Sequence[Line], note: str, key: str) -> Chart:
