@@ -468,9 +468,11 @@ class TestAudit:
             [
                 "a 1: PYSEC-1, mended in 2",
                 "audited: 1 pinned requirements, 1 with known vulnerabilities",
-                "not audited: b",
+                "not audited: 1 of 2 (b): local",
             ],
         )
+        nothing = {"dependencies": [{"name": "b", "skip_reason": "no data"}]}
+        assert audit.outcome(json.dumps(nothing), "") == (0, ["not audited: 1 of 1 (b): no data"])
         clean = {"dependencies": [{"name": "a", "version": "1", "vulns": []}]}
         assert audit.outcome(json.dumps(clean), "")[0] == 0
 

@@ -34,16 +34,19 @@ def outcome(stdout: str, stderr: str) -> tuple[int, list[str]]:
     except (ValueError, KeyError, TypeError):
         said = [line.strip() for line in stderr.splitlines() if line.strip()]
         return 0, [f"not audited: pip-audit gave no answer ({said[-1][:300] if said else 'no words'})"]
-    skipped = [one["name"] for one in found if "skip_reason" in one]
+    skipped = [one for one in found if "skip_reason" in one]
     bad = [one for one in found if one.get("vulns")]
     lines = [
         f"{one['name']} {one['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"
         for one in bad
         for flaw in one["vulns"]
     ]
-    lines.append(f"audited: {len(found) - len(skipped)} pinned requirements, {len(bad)} with known vulnerabilities")
+    audited = len(found) - len(skipped)
+    if audited:
+        lines.append(f"audited: {audited} pinned requirements, {len(bad)} with known vulnerabilities")
     if skipped:
-        lines.append(f"not audited: {', '.join(skipped)}")
+        names = ", ".join(one["name"] for one in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+        lines.append(f"not audited: {len(skipped)} of {len(found)} ({names}): {skipped[0]['skip_reason']}")
     return (1 if bad else 0), lines
 
 
