@@ -21,7 +21,15 @@ from densekd.export.exported import check_images
 from densekd.export.extras import require_export
 from densekd.export.feed import Feed
 from densekd.export.graph import Graph
-from densekd.export.manifest import InputInfo, InsideInfo, NetworkInfo, Source, read_manifest
+from densekd.export.manifest import (
+    InputInfo,
+    InsideInfo,
+    NetworkInfo,
+    Quantised,
+    Source,
+    Verified,
+    read_manifest,
+)
 from densekd.export.onnx_file import session_of
 from densekd.export.options import GraphOptions
 from densekd.export.pt2_file import open_pt2
@@ -400,6 +408,14 @@ class TestTable:
         assert told["resized inside"] == "4x6"
         assert told["output"] == "argmax, 2 classes"
         assert "max abs error" not in told
+
+    def test_what_was_compared_before_int8_says_so(self, tmp_path):
+        (tmp_path / "a.onnx").write_bytes(b"12345")
+        checked = Verified(max_abs_error=1e-6, argmax_agreement=1.0, images=2, sizes=[(4, 6)])
+        made = Quantised(calibration_images=2, miou_before=0.5, miou_after=0.4, images=3, bytes_before=9, bytes_after=5)
+        for int8, name in ((made, "before INT8: argmax agreement"), (None, "argmax agreement")):
+            rows = _rows(tmp_path / "a.onnx", manifest(verified=checked, int8=int8))
+            assert [row["value"] for row in rows if row["export"] == name] == [1.0]
 
 
 @pytest.fixture(scope="module")

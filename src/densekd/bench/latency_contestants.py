@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densekd import files
 from densekd.errors import ArgumentError, CheckpointError, ExportError, nearest
 from densekd.export import Exported, export_run, load_exported
+from densekd.export.make import runner
 from densekd.export.manifest import FILE as MANIFEST
 from densekd.inspection.subject import Size, open_subject, usual_size, without_weights
 from densekd.inspection.watching import watch
@@ -234,14 +235,13 @@ class Gathering:
         given, format_ = loaded.manifest.input, loaded.manifest.format
         size = given.size or fitting_size(self._size, given.multiple_of)
         quantised = loaded.manifest.int8 is not None
-        how = loaded.manifest.verified.by if loaded.manifest.verified is not None else format_
         return Contestant(
             label,
             f"{format_} int8" if quantised else format_,
             loaded,
             (size[0], size[1]),
             self._device,
-            how,
+            runner(format_),
             loaded.path.stat().st_size,
             pixels=given.values == "0..255" or loaded.manifest.inside.output != "logits",
             quantised=quantised,

@@ -106,11 +106,12 @@ def _rows(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
     if found is not None:
         sizes = " ".join(f"{height}x{width}" for height, width in found.sizes)
         batches = " ".join(map(str, found.batches))
+        which = "" if int8 is None else "before INT8: "
         told |= {
-            "verified on": f"{found.of}; sizes {sizes}; batches {batches}; {found.by}",
-            "max abs error": None if found.max_abs_error is None else float(f"{found.max_abs_error:.3g}"),
-            "argmax agreement": found.argmax_agreement,
-            "undecided pixels": f"{found.undecided} of {found.pixels}, {found.different} differ",
+            f"{which}verified on": f"{found.of}; sizes {sizes}; batches {batches}; {found.by}",
+            f"{which}max abs error": None if found.max_abs_error is None else float(f"{found.max_abs_error:.3g}"),
+            f"{which}argmax agreement": found.argmax_agreement,
+            f"{which}undecided pixels": f"{found.undecided} of {found.pixels}, {found.different} differ",
         }
     if int8 is not None:
         told |= {

@@ -174,7 +174,7 @@ class GraphExport:
         except WrongExportError as error:
             raise self._explained(error, plan, graph) from error
         manifest = plan.manifest.model_copy(
-            update={"verified": found.verified(len(images), seen.words, _runner(self.to))}
+            update={"verified": found.verified(len(images), seen.words, runner(self.to))}
         )
         write(manifest)
         return manifest
@@ -237,7 +237,8 @@ def _fixed() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _runner(to: str) -> str:
+def runner(to: str) -> str:
+    """What runs a file of that format here, with its version."""
     if to == "pt2":
         return f"torch {torch.__version__}"
     import onnxruntime

@@ -83,7 +83,7 @@ class Source(Record):
 
 
 class Verified(Record):
-    """The file, opened again, against the network in torch, in float32 on the CPU."""
+    """The file, opened again, against the network in torch, in float32 on the CPU; before it became INT8."""
 
     max_abs_error: float | None = Field(description="over all outputs; null for class ids, which have none")
     argmax_agreement: float = Field(description="share of the decided pixels with the same class")
@@ -126,7 +126,10 @@ class Manifest(Record):
     inside: InsideInfo = Field(default=InsideInfo(), description="what happens in it besides the network")
     evaluated: Evaluated = Field(default=Evaluated(), description="how the run brought images to the student")
     source: Source = Field(description="the run it was made of")
-    verified: Verified | None = Field(default=None, description="how it was compared with the network in torch")
+    verified: Verified | None = Field(
+        default=None,
+        description="how it was compared with the network in torch; with `int8`, the float32 file that it was made of",
+    )
     int8: Quantised | None = Field(default=None, description="null: not quantised")
     notices: list[str] = Field(default_factory=list, description="what the user should know")
 
