@@ -169,6 +169,15 @@ class TestVideos:
             predict(File(), [clip], tmp_path / "out")
         assert not (tmp_path / "out" / "overlays" / f"clip{find_encoder().suffix}").exists()
 
+    def test_cut_short(self, tmp_path: Path) -> None:
+        clip = make(tmp_path / "clip.mkv", 60)
+        assert check_video(clip).cut is None
+        clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+        said: list[str] = []
+        predict(File(), [clip], tmp_path / "out", overlays=False, said=said.append)
+        assert f"{clip}: says that it lasts" in said[0]
+        assert "it may have been cut short" in said[0]
+
     def test_a_codec_that_nobody_knows(self, tmp_path: Path) -> None:
         clip = make(tmp_path / "clip.mp4", 2)
         clip.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))

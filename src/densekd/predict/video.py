@@ -37,6 +37,7 @@ class Video:
         rate: frames a second, the average.
         time_base: seconds of one unit of a frame's time.
         aspect: width of a pixel through its height, after the rotation.
+        cut: a line for the user where the file ends long before the time that it gives itself.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Video:
     rate: Fraction
     time_base: Fraction
     aspect: Fraction
+    cut: str | None = None
 
 
 def is_video(path: Path) -> bool:
@@ -78,7 +80,7 @@ def check_video(path: Path) -> Video:
     with _opened(path) as container:
         stream = container.streams.video[0]
         try:
-            packets = sum(packet.size > 0 for packet in container.demux(stream))
+            times = [packet.pts for packet in container.demux(stream) if packet.size]
         except _errors() as error:
             raise DataError(f"{path}: a damaged video ({_reason(error)})") from None
         height, width = int(first.image.shape[1]), int(first.image.shape[2])
@@ -88,10 +90,11 @@ def check_video(path: Path) -> Video:
             path=path,
             height=height,
             width=width,
-            frames=max(packets, 1),
+            frames=max(len(times), 1),
             rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
             time_base=Fraction(stream.time_base),
             aspect=1 / aspect if turned else aspect,
+            cut=_cut(path, container, max((time for time in times if time is not None), default=None)),
         )
 
 
@@ -120,6 +123,26 @@ def frames_of(path: Path) -> Iterator[Frame]:
         except _errors() as error:
             where = f"damaged after frame {done}" if done else "no frame can be decoded"
             raise DataError(f"{path}: {where} ({_reason(error)})") from None
+
+
+def _cut(path: Path, container: Any, last: int | None) -> str | None:
+    """What is said where the last frame stands more than a second and a tenth before the end that the file gives.
+
+    The file's own length is not looked at beside other streams: sound may last longer than the pictures.
+    """
+    import av
+
+    stream = container.streams.video[0]
+    if stream.duration is not None:
+        length = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:
+        length = container.duration / av.time_base
+    else:
+        return None
+    seen = 0.0 if last is None else float((last - (stream.start_time or 0)) * stream.time_base)
+    if length - seen <= max(1.0, length / 10):
+        return None
+    return f"{path}: says that it lasts {length:.1f} s, its last frame is at {seen:.1f} s: it may have been cut short"
 
 
 def _opened(path: Path) -> Any:

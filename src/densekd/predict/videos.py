@@ -58,6 +58,8 @@ class VideoJob:
         Raises:
             DataError: damaged data; the message says where, and what was kept.
         """
+        if video.cut is not None:
+            self.said(video.cut)
         film = self._film(video, name)
         sums = dict.fromkeys(self.segmenter.classes, 0.0)
         done = 0
