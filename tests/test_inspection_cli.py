@@ -93,6 +93,7 @@ def test_the_same_as_json_and_as_a_tree(capsys: pytest.CaptureFixture[str], monk
         (["smp:PSPNet", "--channels", "3"], "--channels belongs to --image; give both, or neither"),
         (["--pair", "demo", "--raw"], "--raw belongs to --image; give both, or neither"),
         (["--pair", "demo", "--image", "x.png"], "--image belongs to one network"),
+        (["smp:PSPNet", "--image", "x.png", "--out", "x.docx"], "--out x.docx: expected a name that ends in .png"),
         (["smp:PSPNet", "--image", "nowhere.png"], "nowhere.png: cannot be read as an image"),
         (["smp:PSPNet", "encoder_name=tu-lcnet_050", "--size", "0", "9"], "height and width from 1"),
     ],

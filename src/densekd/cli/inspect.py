@@ -85,6 +85,8 @@ def inspect(
                 raise ArgumentError(f"{name} belongs to one network; leave it or --pair out")
         _pair(model, options, size, classes, quiet, as_json)
         return
+    if image is not None and out.suffix.lower() != ".png":
+        raise ArgumentError(f"--out {out}: expected a name that ends in .png")
     if image is not None and out.exists() and not force:
         raise RunError(f"{out}: exists; use --force to replace it or --out for another file")
     sheet = None
