@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torchmetrics import JaccardIndex
 
 from densekd.errors import ArgumentError, DataError, ShapeError
-from densekd.metrics import ConfusionMeter
+from densekd.metrics import ConfusionMeter, image_scores
 
 
 def counted(predictions: list[torch.Tensor], labels: list[torch.Tensor], classes: int, void: int) -> list[list[int]]:
@@ -154,3 +156,59 @@ def test_construction_and_names_are_checked() -> None:
         ConfusionMeter(3, 2)
     with pytest.raises(ArgumentError, match="expected 3 names, got 2"):
         ConfusionMeter(3, 255).scores(["a", "b"])
+
+
+def by_definition(matrix: list[list[int]]) -> tuple[list[Fraction | None], Fraction, Fraction]:
+    """IoU of every class, their mean and the pixel accuracy of a confusion matrix, in exact fractions."""
+    classes = range(len(matrix))
+    ious: list[Fraction | None] = []
+    for k in classes:
+        either = sum(matrix[i][j] for i in classes for j in classes if k in (i, j))
+        ious.append(Fraction(matrix[k][k], either) if either else None)
+    there = [iou for iou in ious if iou is not None]
+    right = sum(matrix[k][k] for k in classes)
+    return ious, sum(there, Fraction()) / len(there), Fraction(right, sum(map(sum, matrix)))
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> list[list[int]]:
+    """Counts up to those of a large split, of which some classes have neither truth nor prediction."""
+    classes = draw(st.integers(2, 6))
+    empty = draw(st.sets(st.integers(0, classes - 1), max_size=classes - 1))
+    count = st.one_of(st.just(0), st.integers(0, 9), st.integers(0, 2**40))
+    return [[0 if {i, j} & empty else draw(count) for j in range(classes)] for i in range(classes)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices(), st.integers(0, 5))
+def test_scores_of_any_matrix_are_those_of_the_definition(matrix: list[list[int]], images: int) -> None:
+    meter = ConfusionMeter(len(matrix), 255)
+    meter.matrix, meter.images = torch.tensor(matrix), images
+    names = [f"c{k}" for k in range(len(matrix))]
+    if not sum(map(sum, matrix)):
+        with pytest.raises(DataError, match=f"{images} images without a single labelled pixel"):
+            meter.scores(names)
+        assert image_scores(meter.matrix) is None
+        return
+    ious, miou, accuracy = by_definition(matrix)
+    scores = meter.scores(names)
+    assert list(scores["iou"].values()) == [
+        None if iou is None else pytest.approx(float(iou), rel=1e-12) for iou in ious
+    ]
+    assert scores["miou"] == pytest.approx(float(miou), rel=1e-12)
+    assert scores["pixel_accuracy"] == pytest.approx(float(accuracy), rel=1e-12)
+    assert image_scores(meter.matrix) == (scores["miou"], scores["pixel_accuracy"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 5), st.lists(st.booleans(), min_size=1, max_size=5), st.integers(0, 10_000))
+def test_images_of_nothing_but_void_change_nothing_but_their_number(classes: int, void: list[bool], seed: int) -> None:
+    meter, without = ConfusionMeter(classes, 255), ConfusionMeter(classes, 255)
+    for number, nothing in enumerate(void):
+        prediction, label = random_pair(classes, 255, seed + number)
+        counts = meter.update(prediction, torch.full_like(label, 255) if nothing else label)
+        assert (image_scores(counts) is None) == (nothing or bool((label == 255).all()))
+        if not nothing:
+            without.update(prediction, label)
+    assert torch.equal(meter.matrix, without.matrix)
+    assert (meter.images, without.images) == (len(void), len(void) - sum(void))
