@@ -249,6 +249,13 @@ class TestPt2:
         hidden = ("other/models/model.json", b"{}")  # which of the two is read hangs on the reader
         with pytest.raises(ExportError, match="holds a part twice"):
             load_exported(strangerkit.pt2_file(tmp_path / "b.pt2", evil, hidden))
+        with zipfile.ZipFile(tmp_path / "c.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/archive_format", b"pt2")
+        with pytest.raises(ExportError, match="compressed parts"):
+            load_exported(tmp_path / "c.pt2")
+        deep = ("archive/data/weights/model_weights_config.json", b"[" * 100_000)
+        with pytest.raises(ExportError, match="cannot be read as a pt2 file"):
+            load_exported(strangerkit.pt2_file(tmp_path / "d.pt2", {}, deep))
         assert not (tmp_path / "canary").exists()
 
     @pytest.mark.slow

@@ -105,12 +105,16 @@ def _checked(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if any(
+                part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()
+            ):  # a few bytes may be terabytes
+                raise ExportError(f"{path}: holds compressed parts, which torch never writes; not opened")
             inside = {name.partition("/")[2]: archive.read(name) for name in names}
         if len(inside) != len(names):
             raise ExportError(f"{path}: holds a part twice; not opened")
         _require_plain(inside, path)
         flaw = flaw_of_graph(inside.get("models/model.json", b"{}"))
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ExportError(f"{path}: cannot be read as a pt2 file ({error})") from None
     if flaw:
         raise ExportError(f"{path}: its graph {flaw}, and torch would execute it; not opened")
