@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from densekd import files
+from densekd.looks.pictures import ids_file, packed, photo_file
+from densekd.looks.records import Answer, PictureRow, PicturesFile, as_file
 from densekd.records import (
     BestScores,
     ConfusionRecord,
@@ -69,6 +72,28 @@ def keep_run(
         kept = ConfusionRecord(split="val", classes=names, final=counts, best=counts)
         (folder / "confusion.json").write_text(json.dumps(dump(kept)))
     return folder
+
+
+def keep_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:
+    """Under `looks/` of a run: `count` images of noise, each with its truth and the answers of three networks."""
+    generator = torch.Generator().manual_seed(0)
+    rows, held = [], {}
+    for place in range(count):
+        names = {"image": f"image-{place}.jpg", "truth": f"truth-{place}.png"}
+        names |= {key: f"{key}-{place}.png" for key in ("teacher", "alone", "distilled")}
+        held[names["image"]] = photo_file(torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator))
+        for key in ("truth", "teacher", "alone", "distilled"):
+            blocks = torch.randint(0, 4, (size[0] // 8, size[1] // 8), generator=generator)
+            ids = blocks.repeat_interleave(8, 0).repeat_interleave(8, 1)
+            held[names[key]] = ids_file(ids, len(CLASSES))
+        answers = {key: Answer(file=names[key], miou=0.5) for key in ("teacher", "alone", "distilled")}
+        first = {"image": names["image"], "truth": names["truth"], "width": size[1], "height": size[0]}
+        rows.append(PictureRow(index=place, name=f"{HOSTILE}{place}", why="one of all", answers=answers, **first))
+    titles = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
+    colors = [(70, 130, 180), (128, 64, 128), (107, 142, 35)]
+    record = PicturesFile(rule="all", classes=list(CLASSES), palette=colors, networks=titles, rows=rows)
+    content = {"pictures.json": as_file(record), "pictures.safetensors": packed(held)}
+    files.write_folder(folder / "looks", content)
 
 
 def _keep_log(folder: Path, record: RunRecord, term: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from densekd.records import ConfusionRecord, Counts
 from densekd.report import write_page, write_report, write_study_report
-from reportkit import CLOSING, HOSTILE, keep_run, method, run_record, study_record
+from reportkit import CLOSING, HOSTILE, keep_pictures, keep_run, method, run_record, study_record
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -38,6 +38,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     kept = ConfusionRecord(split="val", classes=list(names), final=counts, best=counts)
     (many / "confusion.json").write_text(kept.model_dump_json(by_alias=True))
     run = keep_run(root / "run", run_record(0.45, preflight={"terms": {"terms": [{"name": "t" * 90}]}}))
+    keep_pictures(run, 2)
     failed = keep_run(root / "failed", run_record(None, status="failed", error="a" * 400))
     folder = root / "study"
     for name in ("none", "channelwise"):
@@ -168,6 +169,15 @@ def test_pictures_have_a_size_and_words(opened, kind):
     ) == 0  # fmt: skip
 
 
+def test_kept_pictures_are_shown(opened):
+    page = opened("run")
+    shown = page.evaluate("[...document.images].map(one => one.naturalWidth)")
+    assert len(shown) == 2 * 8  # image and truth, answer and errors of three networks
+    assert all(width == 256 for width in shown)
+    alts = page.evaluate("[...document.images].map(one => one.alt)")
+    assert sum(alt.startswith("Errors of ") for alt in alts) == 2 * 3
+
+
 @pytest.mark.parametrize("kind", ["many", "study"])
 def test_paper(opened, kind):
     page = opened(kind, color_scheme="dark")
@@ -179,3 +189,10 @@ def test_paper(opened, kind):
 
 def test_the_page_is_small(pages):
     assert all(path.stat().st_size < 1_000_000 for path in pages.values())
+
+
+@pytest.mark.long
+def test_the_most_pictures_of_what_compresses_worst(tmp_path):
+    run = keep_run(tmp_path / "run", run_record(0.45), logged=False)
+    keep_pictures(run, 24, (480, 480))
+    assert write_report(run).stat().st_size < 10_000_000
