@@ -11,12 +11,12 @@ from densekd.cli.guard import complain
 from densekd.cli.show import table
 
 
-def replay_step(path: Path, overrides: dict[str, Any], watch: Any, *, quiet: bool, as_json: bool) -> None:
+def replay_step(path: Path, overrides: dict[str, Any], watch: Any, *, quiet: bool, as_json: bool, trust: bool) -> None:
     """Print the table of a kept step, the first modules whose output is not finite, and what to do."""
     from densekd.runs.replay import replay
 
     with watch:
-        found = replay(path, overrides, watch.checking)
+        found = replay(path, overrides, watch.checking, trust=trust)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2, ensure_ascii=False) + "\n")
         return

@@ -222,6 +222,7 @@ def doctor(
     recipe: RecipeOrNone = None,
     overrides: Overrides = None,
     replay: ReplayOption = None,
+    trust: Trust = False,
     out: Out = None,
     seed: Seed = None,
     quiet: QuietFlag = False,
@@ -241,7 +242,7 @@ def doctor(
     if replay is not None:
         # Where no recipe is named, the first KEY=VALUE stands in its place.
         changes = _only_overrides(recipe, overrides)
-        replay_step(replay, changes, watching(quiet), quiet=quiet, as_json=as_json)
+        replay_step(replay, changes, watching(quiet), quiet=quiet, as_json=as_json, trust=trust)
         return
     if recipe is None:
         raise ConfigError("doctor needs a RECIPE, or --replay with a step that a run has kept")

@@ -81,7 +81,13 @@ class Replay:
         return [*found, *self.advice]
 
 
-def replay(path: Path, overrides: Mapping[str, Any], watch: Callable[[int, int], None] | None = None) -> Replay:
+def replay(
+    path: Path,
+    overrides: Mapping[str, Any],
+    watch: Callable[[int, int], None] | None = None,
+    *,
+    trust: bool = False,
+) -> Replay:
     """Build the networks of a run, give them the weights of the step it ended on, and take that step again.
 
     Nothing is written. Data set, checkpoints and files that the recipe names must be where they were.
@@ -90,14 +96,17 @@ def replay(path: Path, overrides: Mapping[str, Any], watch: Callable[[int, int],
         path: `replay/step-XXXXXXXX` of a run, a file in it, or the run's folder (its newest kept step).
         overrides: keys of the recipe, `runtime.device` for instance.
         watch: called with (files checked, files in all).
+        trust: execute code that the run's recipe names, though its folder was not made here.
 
     Raises:
-        RunError: there is no kept step.
+        RunError: there is no kept step, or it names code and the folder was not made here.
         CheckpointError: its files are damaged, or do not fit the recipe's networks.
     """
     folder = _folder(path)
-    kept, run = read_step(folder), Run.load(folder.parent.parent)
+    kept, run = read_step(folder), Run.load(folder.parent.parent, trust=trust)
     record, recipe = run.record, resolve(run.recipe, None, overrides)
+    for spec in (recipe.student, recipe.teacher):
+        run.require_trust(spec)
     taught = record.method != "none"
     parts = assemble(recipe, watch=watch, resumed=True, taught=taught, before=record)
     rehearse(parts)
