@@ -14,7 +14,7 @@ from densekd.data import decode
 from densekd.data.images import open_picture, read_image
 from densekd.errors import DataError
 
-torchvisions = pytest.mark.skipif(len(decode._decoders()) < 2, reason="this torchvision decodes no PNG or JPEG")
+torchvisions = pytest.mark.skipif(not decode._decoders(), reason="this torchvision decodes no JPEG")
 
 
 def colours(height: int, width: int) -> Image.Image:
@@ -48,20 +48,14 @@ def test_the_pixels_are_those_of_pillow(tmp_path: Path, size: tuple[int, int]) -
         found = fast(path)
         assert found is not None
         assert np.array_equal(found.permute(1, 2, 0), by_pillow(path))
-    for level in (0, 9):
-        path = tmp_path / "a.png"
-        colours(*size).save(path, compress_level=level, dpi=(72, 72))
-        found = fast(path)
-        assert found is not None
-        assert np.array_equal(found.permute(1, 2, 0), np.asarray(colours(*size)))
         assert found.permute(1, 2, 0).is_contiguous()
 
 
 @torchvisions
 def test_the_reader_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
+    path = tmp_path / "a.jpg"
     colours(4, 5).save(path)
-    nines = {"PNG": lambda data: torch.full((3, 4, 5), 9, dtype=torch.uint8)}
+    nines = {"JPEG": lambda data: torch.full((3, 4, 5), 9, dtype=torch.uint8)}
     monkeypatch.setattr(decode, "_decoders", lambda: nines)
     assert (read_image(path) == 9).all()
 
@@ -91,6 +85,7 @@ def test_what_only_pillow_reads_right_is_left_to_it(tmp_path: Path) -> None:
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
     picture.convert("P").save(tmp_path / "palette.png")
     picture.save(tmp_path / "a.tif")
+    picture.save(tmp_path / "plain.png")
     for path in sorted(tmp_path.iterdir()):
         assert fast(path) is None, path.name
     plain = tmp_path / "plain.jpg"
@@ -100,15 +95,13 @@ def test_what_only_pillow_reads_right_is_left_to_it(tmp_path: Path) -> None:
     assert fast(plain) is not None
 
 
-@torchvisions
 def test_a_turn_that_is_said_behind_the_pixels_is_seen(tmp_path: Path) -> None:
     path, exif = tmp_path / "late.png", Image.Exif()
     exif[0x0112] = 6
     colours(6, 8).save(path)
     whole = path.read_bytes()
-    assert fast(path) is not None
+    assert read_image(path).shape == (3, 6, 8)
     path.write_bytes(whole[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + whole[-12:])
-    assert fast(path) is None
     assert read_image(path).shape == (3, 8, 6)
 
 

@@ -17,6 +17,9 @@ from densekd.config.recipe import Recipe
 from densekd.errors import ConfigError
 from densekd.files import sha256
 
+_BITS = 64
+_VALUES = (str, int, float, dict, list, type(None))
+
 
 def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read, override and validate a recipe.
@@ -27,7 +30,7 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, An
     raw = read_recipe(name)
     for key, value in (overrides or {}).items():
         override(raw, key, plain(value, key))
-    _refuse_infinite(raw)
+    _refuse_no_values(raw)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -35,13 +38,20 @@ def load_recipe(name: str | Path | Mapping[str, Any], overrides: Mapping[str, An
     return _with_absolute_paths(recipe)
 
 
-def _refuse_infinite(value: Any, key: str = "") -> None:
-    """NaN and infinities are no values of a recipe, in free options neither: JSON has none."""
+def _refuse_no_values(value: Any, key: str = "") -> None:
+    """NaN and infinities are no values of a recipe, in free options neither: JSON has none.
+
+    Nor are endless numbers, and from Python objects that no file can hold.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"recipe: {key}: expected a finite number, got {value}")
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        raise ConfigError(f"recipe: {key}: expected a number of at most {_BITS} bits, got one of {value.bit_length()}")
+    if not isinstance(value, _VALUES):
+        raise ConfigError(f"recipe: {key}: expected what a YAML file can hold, got a {type(value).__name__}")
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, entry in entries:
-        _refuse_infinite(entry, f"{key}.{name}".lstrip("."))
+        _refuse_no_values(entry, f"{key}.{name}".lstrip("."))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -53,7 +53,7 @@ def _told(path: Path) -> Iterator[None]:
 def _unreadable(path: Path, error: Exception) -> DensekdError:
     short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORT)
     if short:  # no fault of the file's: it must not count as one that cannot be used
-        return ResourceError(f"{path}: cannot be read now: {error or 'out of memory'}")
+        return ResourceError(f"{path}: cannot be read now: {str(error) or 'out of memory'}")
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         words = "no picture of a known kind, or its beginning is damaged"

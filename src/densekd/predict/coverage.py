@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,4 +62,4 @@ class Coverage:
     def _line(self, cells: Sequence[object]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(cells)
-        self._file.write(text.getvalue().encode())
+        self._file.write(os.fsencode(text.getvalue()))  # names of files, of which some are no UTF-8

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from densekd.data.folder import files_below
 from densekd.data.images import IMAGE_SUFFIXES, check_image
 from densekd.errors import DataError
 
@@ -32,10 +34,11 @@ def find_images(inputs: Sequence[Path], out: Path, said: Said) -> dict[Path, str
         where = ", ".join(str(given) for given in inputs) or "nothing given"
         raise DataError(f"no images: {where}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     kept: dict[Path, str] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path, name in names.items():
-        if path.resolve() not in seen:  # else given twice, by itself and in its folder
-            seen.add(path.resolve())
+        meant = os.path.realpath(path)  # pathlib refuses links that lead in a circle, before they can be told
+        if meant not in seen:  # else given twice, by itself and in its folder
+            seen.add(meant)
             kept[path] = name
     require_different(kept)
     return kept
@@ -60,8 +63,8 @@ def require_different(names: Mapping[Path, str], what: str = "{}.png") -> None:
 
 
 def _in_folder(folder: Path, out: Path, said: Said) -> dict[Path, str]:
-    entries = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    entries = [path for path in entries if out.resolve() not in path.resolve().parents]
+    entries = sorted(files_below(folder))
+    entries = [path for path in entries if out.resolve() not in Path(os.path.realpath(path)).parents]
     images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
     if len(entries) > len(images):
         other = next(path for path in entries if path not in images)
