@@ -306,6 +306,8 @@ class Execution:
             raise RunError(f"{path}: not seen by process {self.ranks.launch.rank}; all machines must share the folder")
         position = loop.checkpointer.load(path, loop.stepper)
         loop.recorder.resume_at(position.taken)
+        if self.ranks.first:
+            loop.checkpointer.settle(position)
         if position.last is not None and not position.evaluations:
             self._say("the evaluations before this resume were not kept: an earlier version of densekd began the run")
         if position.best is not None and self.ranks.first:

@@ -76,6 +76,7 @@ def leave_finished(run: Run, said: Callable[[str], None]) -> None:
     Raises:
         CheckpointError: the student is missing and cannot be restored.
     """
+    files.sweep_temporaries(run.path)
     record = run.record
     line = None if record.best is None else restore_student(run.path, run.recipe, record.best.step)
     if line is not None:

@@ -124,9 +124,18 @@ class Checkpointer:
         if not self.writes:
             return path
         files.write_folder(path, content)
-        files.write_text(self.folder / "latest", path.name + "\n")
-        self._drop_old(position)
+        self.settle(position)
         return path
+
+    def settle(self, position: Position) -> None:
+        """Point `latest` at the checkpoint of `position`, which is there, and drop older ones.
+
+        On a resume too: a kill can have come between a checkpoint and this.
+        """
+        pointer, name = self.folder / "latest", self.path(position.taken).name + "\n"
+        if not pointer.is_file() or pointer.read_bytes() != name.encode():
+            files.write_text(pointer, name)
+        self._drop_old(position)
 
     def _drop_old(self, position: Position) -> None:
         # Checkpoints of later steps are what a resume passed over as damaged: those steps are taken again.
@@ -172,8 +181,10 @@ class Checkpointer:
                     return f"{path / name}: its checksum differs from the one recorded"
         except CheckpointError as error:
             return str(error)
-        except (OSError, AttributeError, TypeError) as error:
-            return f"{path}: {error}"
+        except OSError as error:
+            return f"{error.filename or path}: {error.strerror or error}"
+        except (AttributeError, TypeError) as error:
+            return f"{path / _SUMS}: {error}"
         return None
 
     def load(self, path: Path, stepper: Stepper) -> Position:
