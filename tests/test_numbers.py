@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densekd.distiller import Distiller, Term
-from densekd.errors import NonFiniteError, SilentTermError
+from densekd.errors import NonFiniteError, SilentTermError, TapError
 from densekd.losses import ChannelWise, IntraClass
 from densekd.runs.engine import engine
 from densekd.training.numbers import (
@@ -197,6 +197,17 @@ def test_a_map_of_the_teacher_that_is_not_finite_stops_a_finite_loss(stepper):
     assert found.evidence.bad == ["a"]
     assert found.evidence.mine
     assert all(torch.equal(value, before[name]) for name, value in found.plain.state_dict().items())
+
+
+def test_a_tap_that_stops_firing_names_its_term():
+    student = Gives()
+    term = Term(ChannelWise(), student="conv", teacher="output", name="a")
+    distiller = Distiller(student, Gives(lambda output: output.flip(1)), [term], batch()["image"])
+    objective = Distilled(distiller, Task())
+    objective(**{key: batch()[key] for key in ("image", "label")}, valid=None)
+    student.forward = lambda images: nn.functional.conv2d(images, student.conv.weight)
+    with pytest.raises(TapError, match=r"tap 'conv' of the student was not called .* \(read by term 'a'\)"):
+        objective(**{key: batch()[key] for key in ("image", "label")}, valid=None)
 
 
 def test_what_is_looked_at_in_a_step_is_no_part_of_the_loss(stepper):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.distiller import Distiller
-from densekd.errors import ArgumentError
+from densekd.errors import ArgumentError, TapError
 from densekd.losses import Adversary
 from densekd.models.auxiliary import auxiliary_of
 from densekd.tasks.upsampling import PutOff
@@ -167,7 +167,10 @@ class Distilled(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         looked_up = None if samples is None else torch.tensor(samples)
         with putting_off(self.student, self._last) as put_off:
-            out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
+            try:
+                out = self.distiller(image, labels=label, valid=valid, samples=looked_up)
+            except TapError as error:
+                raise TapError(f"{error} ({_readers(self.distiller, str(error))})") from error
         task, parts = task_loss(self._task, out.student, label, pixels, put_off())
         return task + out.loss, {**parts, **out.parts, **self._peaks.taken()}
 
@@ -190,6 +193,13 @@ class Distilled(Objective):
 
     def reads_labels(self) -> set[str]:
         return {plan.name for plan in self.distiller.plans if plan.needs_labels}
+
+
+def _readers(distiller: Distiller, said: str) -> str:
+    """The terms whose taps an error names; a tap such as `logits` is named by its module there: then all that act."""
+    acting = [plan for plan in distiller.plans if distiller.weights[plan.name] > 0]
+    named = [plan for plan in acting if any(f"tap {side.tap!r}" in said for side in (plan.student, plan.teacher))]
+    return f"read by term {', '.join(repr(plan.name) for plan in named or acting)}"
 
 
 def task_loss(
