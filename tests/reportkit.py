@@ -87,7 +87,8 @@ def keep_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) ->
             ids = blocks.repeat_interleave(8, 0).repeat_interleave(8, 1)
             held[names[key]] = ids_file(ids, len(CLASSES))
         answers = {key: Answer(file=names[key], miou=0.5) for key in ("teacher", "alone", "distilled")}
-        first = {"image": names["image"], "truth": names["truth"], "width": size[1], "height": size[0]}
+        first: dict[str, Any] = {"image": names["image"], "truth": names["truth"]}
+        first |= {"width": size[1], "height": size[0]}
         rows.append(PictureRow(index=place, name=f"{HOSTILE}{place}", why="one of all", answers=answers, **first))
     titles = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
     colors = [(70, 130, 180), (128, 64, 128), (107, 142, 35)]
