@@ -21,6 +21,7 @@ from densekd.export.exported import check_images
 from densekd.export.extras import require_export
 from densekd.export.feed import Feed
 from densekd.export.graph import Graph
+from densekd.export.make import _resized
 from densekd.export.manifest import (
     InputInfo,
     InsideInfo,
@@ -132,6 +133,7 @@ class TestFeed:
         image = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4)
         found = Feed(manifest(input__size=(1, 1), input__values="0..255"))(image)
         assert torch.allclose(found.flatten(), torch.tensor([7.5, 23.5, 39.5]))
+        assert torch.allclose(_resized(image, (1, 1)).flatten(), torch.tensor([7.5, 23.5, 39.5]))
 
 
 class TestClassIds:

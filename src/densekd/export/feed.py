@@ -41,7 +41,7 @@ class Feed:
             from torchvision.transforms.v2.functional import resize
 
             # Of 8 bits torch refuses one pixel alone, with an internal error.
-            image = resize(image.float().round() if size == (1, 1) else image, list(size), antialias=True)
+            image = resize(image.float() if size == (1, 1) else image, list(size), antialias=True)
         return self.pixels(image.float())
 
     def pixels(self, image: Tensor) -> Tensor:

@@ -230,6 +230,8 @@ def command_of(run: Path, to: str) -> str:
 def _resized(image: Tensor, size: Size) -> Tensor:
     if tuple(image.shape[1:]) == size:
         return image
+    # Of 8 bits torch refuses one pixel alone, with an internal error.
+    image = image.float() if size == (1, 1) else image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
