@@ -83,10 +83,11 @@ class Known:
         self.evidence = Evidence(4, [Shown({"image": torch.ones(1)}, None)], **evidence)
 
 
-@pytest.mark.parametrize("evidence", [{}, {"kind": "loss", "bad": ["total"], "mine": False}])
-def test_a_process_that_did_not_see_it_keeps_nothing(tmp_path: Path, evidence):
+def test_a_process_that_did_not_see_it_keeps_nothing(tmp_path: Path):
     error = NonFiniteError("step 5: not finite")
-    assert kept_error(error, Known(**evidence), tmp_path, str) is error
+    assert kept_error(error, Known(), tmp_path, str) is error
+    said = str(kept_error(error, Known(kind="loss", bad=["total"], mine=False), tmp_path, str))
+    assert said == f"step 5: not finite. The process that saw it keeps its batch in {tmp_path}/replay"
     assert not list(tmp_path.iterdir())
 
 

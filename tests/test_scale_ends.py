@@ -232,7 +232,9 @@ class TestKilled:
         launched = Launched(work, 2, tmp_path / "io")
         assert launched.wait() == [2, 2]
         assert launched.err().count("error: step 1: not finite: total = nan; no weight was changed") == 1
+        assert launched.err().count(f"{tmp_path}/run/replay") == 1
         assert Run.load(tmp_path / "run").record.status == "failed"
+        assert [kept.name for kept in (tmp_path / "run" / "replay").iterdir()] == ["step-00000001-rank-1"]
 
 
 class TestRefused:

@@ -11,7 +11,7 @@ from pathlib import Path
 from densekd.data.keyed import keyed_seed
 from densekd.errors import NonFiniteError
 from densekd.training.examined import Examination, examine
-from densekd.training.replay import keep_step
+from densekd.training.replay import FOLDER, keep_step
 from densekd.training.stepper import Stepper
 
 
@@ -21,8 +21,10 @@ def kept_error(error: NonFiniteError, stepper: Stepper, run: Path, name_of: Call
     Of several processes those that saw the value keep their own batch; a gradient is the sum of all, and all do.
     """
     evidence = stepper.evidence
-    if evidence.kind is None or not evidence.mine:
+    if evidence.kind is None:
         return error
+    if not evidence.mine:
+        return NonFiniteError(f"{error}. The process that saw it keeps its batch in {run / FOLDER}")
     traceback.clear_frames(error.__traceback__)  # the step's graph: the look below needs its memory
     try:
         kept = keep_step(run, stepper, evidence, name_of, str(error))
