@@ -124,6 +124,7 @@ class RunRecord(Record):
     evaluation: str = Field(default="", description="how scores were taken: whole image or windows, scales, mirroring")
     steps: int = Field(description="optimiser steps of the whole run")
     epochs: float = Field(description="passes over the training images")
+    skipped_steps: int = Field(default=0, description="that the loss scaler left out: gradients overflowed float16")
     processes: int = Field(default=1, description="that shared each step when the run began")
     final: Scores | None = Field(default=None, description="of the weights after the last step")
     best: BestScores | None = Field(

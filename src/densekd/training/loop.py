@@ -202,7 +202,7 @@ class Loop:
 
 def scores_of(position: Position) -> dict[str, Any]:
     """The record's fields that a position determines."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"skipped_steps": position.skipped_steps}
     if position.last is not None:
         found["final"] = Scores(**position.last)
     if position.best is not None:
