@@ -8,6 +8,7 @@ import shutil
 import signal
 
 import pytest
+import yaml
 from PIL import Image
 
 import densekd.runs.looks as run_looks
@@ -238,10 +239,19 @@ class TestBeside:
         assert len(found) == 1
         assert "keeps no scores of single images" in found[0]
 
-    def test_which_runs_are_a_pair(self, pair):
+    def test_which_runs_are_a_pair(self, pair, tmp_path):
         alone, distilled = pair
         assert pair_among([distilled, alone]) == pair
         assert pair_among([alone]) is None
+        shutil.copytree(alone.path, tmp_path / "other")
+        recipe = tmp_path / "other" / "recipe.yaml"
+        text = yaml.safe_load(recipe.read_text())
+        text["student"]["options"]["psp_out_channels"] = 48
+        recipe.write_text(yaml.safe_dump(text))
+        assert pair_among([Run(tmp_path / "other"), distilled, alone]) == pair
+        assert pair_among([Run(tmp_path / "other"), distilled]) is None
+        recipe.unlink()
+        assert pair_among([Run(tmp_path / "other"), distilled, alone]) == pair
         assert first_pair({"none": {0: alone, 2: alone}, "x": {1: distilled}, "y": {2: distilled}}) == pair
         assert first_pair({"none": {0: alone}, "x": {1: distilled}}) is None
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from densekd import files
 from densekd.config import Recipe, load_recipe
-from densekd.errors import CheckpointError, RunError
+from densekd.errors import CheckpointError, DensekdError, RunError
 from densekd.failures import explained
 from densekd.looks.choice import changed_most
 from densekd.looks.records import ImagesFile, PicturesFile, ScoredImages, as_text
@@ -42,14 +42,26 @@ def first_pair(runs: Mapping[str, Mapping[int, Run]]) -> tuple[Run, Run] | None:
 
 
 def pair_among(runs: Sequence[Run]) -> tuple[Run, Run] | None:
-    """Of finished runs the first student alone, and the first distilled one, of the same seed where there is one."""
-    done = [run for run in runs if run.record.status == "done"]
-    alone = next((run for run in done if run.record.method == ALONE), None)
-    distilled = [run for run in done if run.record.method != ALONE]
-    if alone is None or not distilled:
-        return None
-    seed = alone.record.seed
-    return alone, min(distilled, key=lambda run: run.record.seed != seed)
+    """Of finished runs the first of one network trained alone and distilled, of the same seed where there is one.
+
+    A run of another network, the teacher's own for instance, is nobody's student alone.
+    """
+    done = [(run, network) for run in runs if run.record.status == "done" and (network := _network(run)) is not None]
+    pairs = [
+        (alone, distilled)
+        for alone, one in done
+        for distilled, other in done
+        if alone.record.method == ALONE != distilled.record.method and one == other
+    ]
+    return min(pairs, key=lambda pair: pair[0].record.seed != pair[1].record.seed, default=None)
+
+
+def _network(run: Run) -> tuple[object, object] | None:
+    try:
+        student = run.recipe.student
+    except DensekdError:
+        return None  # its page says that the recipe cannot be read
+    return student.model, student.options
 
 
 def keep_first_beside(runs: Mapping[str, Mapping[int, Run]], watch: Watch) -> list[str]:
