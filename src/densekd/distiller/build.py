@@ -15,6 +15,7 @@ from densekd.distiller.plan import TermPlan, build_modules, describe, plan_term
 from densekd.distiller.sides import Sides, student_sides, teacher_sides, wants_images
 from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
+from densekd.distiller.weights import look_at_weights
 from densekd.errors import ArgumentError, DensekdError, ModelError
 from densekd.taps import DryRun, TapReader, dry_run, preserved, training_without_norms
 from densekd.teacher import Batch, FrozenTeacher, LiveTeacher, TeacherImages, TeacherSource
@@ -100,10 +101,12 @@ def build(
     """Run both networks once, leave them as they were, and plan every term.
 
     Raises:
+        ModelError: weights that are not finite.
         TapError, ArgumentError: as in the parts of this file and of `plan`.
     """
     teacher_batch = batch if images is None or not wants_images(source) else batch.with_images(images(batch.images))
     network = teacher_network(source)
+    alike = look_at_weights(student, network)
     with preserved(*filter(None, (student, network))), torch.enable_grad():
         teacher = _teacher_sides(source, terms, teacher_batch, images)
         training_without_norms(student)
@@ -112,7 +115,7 @@ def build(
         unused = _freeze_unused(student, found, lambda: _run_in_eval(student, reader, batch))
     plans = [plan_term(term, own.sides[term.student], teacher.sides[term.teacher], classes) for term in terms]
     modules = nn.ModuleDict()
-    built = Built(plans, modules, [*own.notices, *teacher.notices])
+    built = Built(plans, modules, [*alike, *own.notices, *teacher.notices])
     dtype = next(p.dtype for p in student.parameters() if p.is_floating_point())
     with preserved():
         for term, plan in zip(terms, plans, strict=True):

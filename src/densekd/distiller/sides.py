@@ -127,6 +127,8 @@ def _side(
             f"tap {tap!r} of the {who}: expected a map of {images.shape[0]} images along the first axis, got shape "
             f"{tuple(tapped.shape)}; tap a module that keeps the batch first"
         )
+    if tapped.numel() == 0:
+        raise TapError(f"tap {tap!r} of the {who}: a map of nothing, shape {tuple(tapped.shape)}; tap another module")
     size = (images.shape[2], images.shape[3])
     layout = layout or find_layout(tuple(tapped.shape), size, f"tap {tap!r} of the {who}")
     shape = layout.to_nchw(tapped, size).shape

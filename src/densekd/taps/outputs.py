@@ -97,6 +97,15 @@ def item_of(output: Any, item: str | None, tap: str) -> Tensor:
         raise TapError(
             f"tap {tap!r}: expected the module to return one tensor, got {describe(output)}; {_advice(output, tap)}"
         )
+    return floating(output, tap)
+
+
+def floating(output: Tensor, tap: str) -> Tensor:
+    """The same map.
+
+    Raises:
+        TapError: its numbers are no floating-point ones: ids of classes, or complex.
+    """
     if not output.is_floating_point():
         raise TapError(f"tap {tap!r}: expected a floating-point map, got {describe(output)}; tap a module before it")
     return output

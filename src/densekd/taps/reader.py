@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from densekd.errors import TapError
-from densekd.taps.outputs import describe, item_of, main_output
+from densekd.taps.outputs import describe, floating, item_of, main_output
 from densekd.taps.paths import TapName, find_module, logits_candidate, parse
 
 
@@ -153,7 +153,7 @@ class TapReader:
         """
         name = self.names[tap]
         if name.path is None:
-            return main_output(output) if name.item is None else item_of(output, name.item, tap)
+            return floating(main_output(output), tap) if name.item is None else item_of(output, name.item, tap)
         fired = raw.get(name.path, [])
         if len(fired) == 1:
             return item_of(fired[0], name.item, tap)
