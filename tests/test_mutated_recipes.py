@@ -12,6 +12,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from densekd.cli.main import _run
 from densekd.config import dump_recipe, load_recipe, recipe_digest
 from densekd.errors import ConfigError
 
@@ -221,3 +222,52 @@ def test_twenty_mutated_texts(tmp_path: Path, seed: int) -> None:
 def test_five_hundred_mutated_texts(tmp_path: Path) -> None:
     for seed in range(500):
         judge_text(tmp_path / "r.yaml", shaken(random.Random(seed)))
+
+
+WORDS = (
+    "distill", "train", "evaluate", "predict", "compare", "report", "doctor", "export", "inspect", "data", "check",
+    "get", "list", "recipes", "tune", "cache", "--out", "--seed", "--resume", "--force", "--dry-run", "--json",
+    "--split", "--quiet", "--nothing", "--", "-", "-x", "", " ", "=", "x=", "=x", "train.steps", "train.steps=",
+    "train.steps=ten", "train..steps=1", ".=1", "train.steps.x=1", "train.steps=[1",
+    "train.steps=!!python/object:os.system", "camvid.yaml",
+    "no/such", "/dev/null", "\0", "\udce9", "日本", "x" * 3000, "--seed=-1", "--seed=1e3", "--out=", "--split=\n",
+    "data.root=", "terms.7.weight=1", "data=3", "student.model=smp:Nothing", "seed=nan", "seed=" + "9" * 30,
+    "runtime.workers=-1",
+)  # fmt: skip
+
+
+def command_line(chance: random.Random) -> list[str]:
+    """A command that is not right in one to four words, or right and without effect."""
+    line = chance.choice((
+        ["distill", "camvid", "--dry-run"], ["evaluate", "runs/x"], ["predict", "runs/x", "a.png"],
+        ["compare", "camvid"],
+        ["data", "check", "folder"], ["report", "runs/x"], ["export", "runs/x", "--to", "onnx"], ["list", "recipes"],
+        ["doctor", "camvid"],
+    ))  # fmt: skip
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        place, word = chance.randrange(len(line) + 1), chance.choice(WORDS)
+        line = [*line[:place], word, *line[place + chance.choice((0, 1)) :]]
+    # What could be right is not begun: a key is added that no recipe has.
+    return [*line, "no.such.key=1"] if {"distill", "train", "compare", "tune", "doctor", "cache"} & set(line) else line
+
+
+@pytest.mark.slow
+def test_fifty_mutated_command_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DENSEKD_DEBUG", raising=False)
+    wrong = 0
+    for seed in range(50):
+        line = command_line(random.Random(seed))
+        try:
+            code = _run(line)
+        except SystemExit as error:
+            code = int(error.code or 0)
+        told = capsys.readouterr()
+        assert code in (0, 2), (line, code, told.err)
+        assert "Traceback" not in told.err + told.out, line
+        assert "internal error" not in told.err, line
+        assert code == 0 or told.err.startswith("error: "), (line, told)
+        wrong += code == 2
+    assert wrong > 30
