@@ -39,9 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def known(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
-    recipe = asked(place)
-    recipe["report"] = {"page": False, "images": 1, "channels": 1}
-    return Known(recipe, tmp_path_factory.mktemp("known") / "run")
+    return Known(asked(place, looks=True), tmp_path_factory.mktemp("known") / "run")
 
 
 def command(known: Known, folder: Path, out: Path, act: Any = None, progress: Quiet | None = None) -> None:

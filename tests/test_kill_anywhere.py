@@ -25,13 +25,13 @@ KEPT = ("student.safetensors", "evaluations.csv", "confusion.json")
 Points = list[tuple[Operation, bool]]
 
 
-def asked(place: Path, page: bool = False) -> dict[str, Any]:
+def asked(place: Path, *, looks: bool = False, page: bool = False) -> dict[str, Any]:
     """Three steps of a distillation with checkpoints and evaluations; with looks and a page on demand."""
     found = distillation(place, place)
     found["teacher"] = {"model": f"{place}/nets.py:teacher", "untrained": True, "engine": EXACT}
     found["train"] |= {"steps": 3, "batch_size": 2}
-    if page:
-        found["report"] = {"page": True, "images": 1, "channels": 1}
+    if looks or page:
+        found["report"] = {"page": page, "images": 1, "channels": 1}
     return found
 
 
@@ -93,9 +93,14 @@ def shown(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
     return Known(asked(place, page=True), tmp_path_factory.mktemp("shown") / "run")
 
 
-def after_the_training(known: Known) -> Points:
-    """The points that only a run with looks and a page has."""
-    first = next(at.number for at in known.operations if "looks" in at.path)
+@pytest.fixture(scope="module")
+def looked(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
+    return Known(asked(place, looks=True), tmp_path_factory.mktemp("looked") / "run")
+
+
+def since(known: Known, name: str) -> Points:
+    """The points from shortly before the first operation on what is called so: looks, page."""
+    first = next(at.number for at in known.operations if name in at.path)
     return [point for point in known.points() if point[0].number >= first - 2]
 
 
@@ -117,8 +122,7 @@ class TestSome:
             known.go_on(folder, point)
 
     def test_while_the_looks_and_the_page_are_made(self, shown: Known, tmp_path: Path) -> None:
-        points = after_the_training(shown)
-        for point in (points[2], points[-4]):
+        for point in (since(shown, "looks")[3], since(shown, "report.html")[4]):
             folder = tmp_path / f"{point[0].number}{point[1]}"
             shown.kill(folder, point)
             shown.go_on(folder, point)
@@ -199,15 +203,18 @@ class TestAll:
         record_property("kill points of a run", len(points))
 
     def test_at_every_operation_of_looks_and_page(
-        self, shown: Known, tmp_path: Path, record_property: Callable[..., None]
+        self, looked: Known, shown: Known, tmp_path: Path, record_property: Callable[..., None]
     ) -> None:
-        points = after_the_training(shown)
-        for point in points:
-            folder = tmp_path / f"{point[0].number}{point[1]}"
-            shown.kill(folder, point)
-            shown.go_on(folder, point)
-        assert len(points) > 20
-        record_property("kill points of looks and page", len(points))
+        # Drawing a page takes most of the time of such a run: looks are tried without.
+        points = {"looks": since(looked, "looks"), "report.html": since(shown, "report.html")}
+        for (name, some), known in zip(points.items(), (looked, shown), strict=True):
+            for point in some:
+                folder = tmp_path / f"{name}{point[0].number}{point[1]}"
+                known.kill(folder, point)
+                known.go_on(folder, point)
+        count = sum(map(len, points.values()))
+        assert count > 20
+        record_property("kill points of looks and page", count)
 
     def test_begun_again_by_force(self, known: Known, tmp_path: Path) -> None:
         expect_cleared(known, tmp_path, lambda points: points)
