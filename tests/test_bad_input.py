@@ -134,6 +134,29 @@ def test_a_link_that_leads_back_is_named_and_other_links_are_followed(tmp_path: 
         files_below(tmp_path / "images")
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images" / "closed").mkdir(parents=True)
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:  # what the kernel does for who is not root
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"images/closed: folder cannot be read \(Permission denied\)"):
+        files_below(tmp_path / "images")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+    corpuskit.GOOD["plain.png"](tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    for use in (check_image, read_image):
+        with pytest.raises(DataError, match=r"a\.png: cannot be read as an image \(Permission denied\)"):
+            use(tmp_path / "a.png")
+
+
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """100 training images of which one is truncated, and two validation images."""
