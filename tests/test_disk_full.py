@@ -224,6 +224,14 @@ class TestWords:
                 assert Path(caught.value.filename) == tmp_path / name, number
                 assert list(tmp_path.iterdir()) == [], number
 
+    def test_a_removal_that_cannot_be_flushed_names_what_went(self, tmp_path: Path) -> None:
+        files.write_text(tmp_path / "x", "1")
+        files.write_folder(tmp_path / "step-1", {"a": b"1"})
+        for work, name in ((files.remove, "x"), (files.remove_folder, "step-1")):
+            with watched(full_from(0)), pytest.raises(OSError) as caught:  # noqa: PT011
+                work(tmp_path / name)
+            assert Path(caught.value.filename) == tmp_path / name
+
     def test_other_errors_keep_their_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(FileExistsError) as caught:

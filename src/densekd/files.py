@@ -117,21 +117,21 @@ def temporary_name(path: Path) -> Path:
 
 def give_name(temporary: Path, path: Path) -> None:
     """Flush a whole file to disk and give it its name; `temporary` is in the same folder."""
-    with _told_of(path):
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        move(temporary, path)
+    with _told_of(path), temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    move(temporary, path)
 
 
 def move(source: Path, path: Path) -> None:
     """Rename a whole file within one file system, over what bears the name; the folder is flushed."""
-    source.replace(path)
-    _sync_folder(path.parent)
+    with _told_of(path):
+        source.replace(path)
+        _sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file where there is one; the folder is flushed."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), _told_of(path):
         path.unlink()
         _sync_folder(path.parent)
 
@@ -218,9 +218,10 @@ def remove_folder(path: Path) -> None:
         return
     doomed = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-    _sync_folder(path.parent)
+    with _told_of(path):
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+        _sync_folder(path.parent)
 
 
 def is_temporary(name: str) -> bool:
