@@ -171,7 +171,10 @@ class TestMistakes:
             raise OSError(28, "No space left on device", "runs/x")
 
         monkeypatch.setattr(densekd_module(), "load_recipe", full)
-        assert densekd("train", "demo")[::2] == (2, "error: runs/x: No space left on device\n")
+        code, _, err = densekd("train", "demo")
+        assert code == 2
+        assert err.startswith("error: runs/x: could not be written: no space left on the disk; make room there")
+        assert err.count("\n") == 1
 
 
 def densekd_module():
