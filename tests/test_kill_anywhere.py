@@ -100,8 +100,13 @@ def looked(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 def since(known: Known, name: str) -> Points:
     """The points from shortly before the first operation on what is called so: looks, page."""
-    first = next(at.number for at in known.operations if name in at.path)
+    first = made(known, name)
     return [point for point in known.points() if point[0].number >= first - 2]
+
+
+def made(known: Known, name: str) -> int:
+    """The number of the first operation that makes what is called so; that it is not there is looked at before."""
+    return next(at.number for at in known.operations if at.kind in ("open", "mkdir") and name in at.path)
 
 
 @pytest.mark.slow
