@@ -139,7 +139,7 @@ class TestOneSpeaks:
         assert launched.err() == ""
         assert {path.name for path in (out / "distilled").iterdir()} == {
             *("checkpoints", "log.csv", "recipe.yaml", "record.json", "student.safetensors"),
-            *("confusion.json", "evaluations.csv", "looks"),
+            *("confusion.json", "evaluations.csv", "looks", "origin.json"),
         }
 
     @pytest.mark.parametrize(

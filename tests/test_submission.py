@@ -319,4 +319,4 @@ def test_a_run_that_is_evaluated_in_windows_from_the_start(tmp_path: Path) -> No
     assert not (tmp_path / "voc").exists()
     done = CliRunner().invoke(app, ["predict", str(run.path), str(images[0]), "train.steps=3"])
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: override train.steps: a prediction does not read it")
+    assert "\nerror: override train.steps: a prediction does not read it" in done.stderr

@@ -23,6 +23,7 @@ from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import SegmentationSpec
 from densekd.teacher import Batch, EngineReport, FrozenTeacher, TeacherSource, freeze_teacher
 from densekd.teacher_cache import CachedTeacher, CacheKey, MapReader, MapWriter
+from densekd.training.evidence import HIDDEN
 from densekd.training.last_upsampling import LastUpsampling, observed
 from densekd.training.objective import Alone, Distilled, Samples
 
@@ -86,7 +87,7 @@ class Variant:
         with torch.no_grad():
             _, parts = self.forward()
         self.student.train()
-        return {name: float(value) for name, value in parts.items()}
+        return {name: float(value) for name, value in parts.items() if not name.startswith(HIDDEN)}
 
 
 def public(material: Material) -> Variant:

@@ -132,6 +132,9 @@ class Run:
     def require_trust(self, spec: ModelSpec | None) -> None:
         """Refuse to build a network of the run's recipe that is code, where the folder may come from a stranger.
 
+        Args:
+            spec: the network as the recipe names it; None: there is none, and nothing to refuse.
+
         Raises:
             RunError: it says which file would be executed, and how to allow it.
         """
@@ -146,7 +149,11 @@ class Run:
         )
 
     def code(self, *, teacher: bool = False) -> list[str]:
-        """Lines on the files that opening the student executes, and with `teacher` the teacher's."""
+        """Lines on the files that opening the student executes.
+
+        Args:
+            teacher: also those of the teacher.
+        """
         recipe = self.recipe
         asked = {"student": recipe.student, **({"teacher": recipe.teacher} if teacher else {})}
         return [

@@ -72,7 +72,7 @@ class Relay(Quiet):
         self._count("evaluating", done, images)
 
     def step(self, taken: int, steps: int, result: StepResult) -> None:
-        self._count("step", taken, steps, asdict(result))
+        self._count("step", taken, steps, {**asdict(result), "empty": sorted(result.empty)})
 
     def evaluated(self, taken: int, scores: Scores, best: bool) -> None:
         self._tell("evaluated", taken, dump(scores), best)
@@ -88,7 +88,8 @@ def replay(event: Mapping[str, Any], watch: Quiet) -> None:
     """In the process that watches: what a `Relay` told, to `watch`."""
     call, values = event["call"], list(event["values"])
     if call == "step":
-        values[2] = StepResult(**values[2])
+        told = values[2]
+        values[2] = StepResult(**{**told, "acting": tuple(told["acting"]), "empty": frozenset(told["empty"])})
     elif call == "evaluated":
         values[1] = Scores(**values[1])
     getattr(watch, call)(*values)

@@ -27,48 +27,39 @@ PRODUCTS = _WIDE * _WIDE
 # Tiles worked on at once: enough for the matrix products to run at full speed, few enough to stay in a cache.
 _TILES = 256
 
-_CPU = torch.device("cpu")
+# Lists, not tensors: importing this module must not allocate one (host_memory).
 # Powers of the points; their last column is the point at infinity.
-_OUT = torch.tensor(
-    [
-        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
-        [0.0, 3 / 4, -3 / 4, 3 / 2, -3 / 2, 0.0],
-        [0.0, 9 / 16, 9 / 16, 9 / 4, 9 / 4, 0.0],
-        [0.0, 27 / 64, -27 / 64, 27 / 8, -27 / 8, 1.0],
-    ],
-    device=_CPU,
-)
+_OUT = [
+    [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+    [0.0, 3 / 4, -3 / 4, 3 / 2, -3 / 2, 0.0],
+    [0.0, 9 / 16, 9 / 16, 9 / 4, 9 / 4, 0.0],
+    [0.0, 27 / 64, -27 / 64, 27 / 8, -27 / 8, 1.0],
+]
 # Row i: the coefficients of the polynomial that is zero at every point but the i-th. All are exact in float32.
-_IN = torch.tensor(
-    [
-        [81 / 64, 0.0, -45 / 16, 0.0, 1.0, 0.0],
-        [0.0, -27 / 16, -9 / 4, 3 / 4, 1.0, 0.0],
-        [0.0, 27 / 16, -9 / 4, -3 / 4, 1.0, 0.0],
-        [0.0, -27 / 32, -9 / 16, 3 / 2, 1.0, 0.0],
-        [0.0, 27 / 32, -9 / 16, -3 / 2, 1.0, 0.0],
-        [0.0, 81 / 64, 0.0, -45 / 16, 0.0, 1.0],
-    ],
-    device=_CPU,
-)
+_IN = [
+    [81 / 64, 0.0, -45 / 16, 0.0, 1.0, 0.0],
+    [0.0, -27 / 16, -9 / 4, 3 / 4, 1.0, 0.0],
+    [0.0, 27 / 16, -9 / 4, -3 / 4, 1.0, 0.0],
+    [0.0, -27 / 32, -9 / 16, 3 / 2, 1.0, 0.0],
+    [0.0, 27 / 32, -9 / 16, -3 / 2, 1.0, 0.0],
+    [0.0, 81 / 64, 0.0, -45 / 16, 0.0, 1.0],
+]
 # Row i: powers of the i-th point, divided by the value of its polynomial there.
-_WEIGHT = torch.tensor(
-    [
-        [64 / 81, 0.0, 0.0],
-        [-128 / 243, -32 / 81, -8 / 27],
-        [-128 / 243, 32 / 81, -8 / 27],
-        [32 / 243, 16 / 81, 8 / 27],
-        [32 / 243, -16 / 81, 8 / 27],
-        [0.0, 0.0, 1.0],
-    ],
-    dtype=torch.float64,
-    device=_CPU,
-)
+_WEIGHT = [
+    [64 / 81, 0.0, 0.0],
+    [-128 / 243, -32 / 81, -8 / 27],
+    [-128 / 243, 32 / 81, -8 / 27],
+    [32 / 243, 16 / 81, 8 / 27],
+    [32 / 243, -16 / 81, 8 / 27],
+    [0.0, 0.0, 1.0],
+]
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
     """`G g G^T` of weights `(K, C, 3, 3)`, computed in float64: float32 `(36, C, K)`, four times their memory."""
     outputs, inputs = weight.shape[:2]
-    form = torch.einsum("ia,kcab,jb->ijck", _WEIGHT, weight.detach().double(), _WEIGHT)
+    points = torch.tensor(_WEIGHT, dtype=torch.float64, device=weight.device)
+    form = torch.einsum("ia,kcab,jb->ijck", points, weight.detach().double(), points)
     return form.reshape(PRODUCTS, inputs, outputs).float()
 
 
@@ -159,11 +150,12 @@ def _block(seen: Tensor, form: Tensor) -> Tensor:
     """The outputs `(4, 4, ..., K)` of tiles `(6, 6, ..., C)`."""
     places, channels, outputs = seen.shape[2:-1], seen.shape[-1], form.shape[2]
     count = places.numel()
-    part = torch.mm(_IN, seen.reshape(_WIDE, -1))
-    part = torch.bmm(_IN.expand(_WIDE, -1, -1), part.view(_WIDE, _WIDE, -1))
+    before, after = seen.new_tensor(_IN), seen.new_tensor(_OUT)
+    part = torch.mm(before, seen.reshape(_WIDE, -1))
+    part = torch.bmm(before.expand(_WIDE, -1, -1), part.view(_WIDE, _WIDE, -1))
     part = torch.bmm(part.view(PRODUCTS, count, channels), form)
-    part = torch.mm(_OUT, part.view(_WIDE, -1))
-    part = torch.bmm(_OUT.expand(TILE, -1, -1), part.view(TILE, _WIDE, -1))
+    part = torch.mm(after, part.view(_WIDE, -1))
+    part = torch.bmm(after.expand(TILE, -1, -1), part.view(TILE, _WIDE, -1))
     return part.view(TILE, TILE, *places, outputs)
 
 
