@@ -21,6 +21,7 @@ from densekd.errors import ExportError
 from densekd.export.exported import check_images
 from densekd.export.manifest import FILE, Manifest, read_manifest
 from densekd.export.pt2_graph import flaw_of_graph
+from densekd.export.torch_threads import torch_threads
 
 _KNOWN = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -41,22 +42,9 @@ class Pt2Student:
 
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images, self.manifest, self.path)
-        with torch.inference_mode(), _threads(self.threads):
+        with torch.inference_mode(), torch_threads(self.threads):
             found: Tensor = self.module(images.to(self.device)).cpu()
         return found
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's threads belong to the whole process: they are set for one call alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
 
 
 def open_pt2(path: Path, device: str, threads: int | None) -> Pt2Student:

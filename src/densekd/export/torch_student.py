@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 from densekd.errors import ExportError
 from densekd.export.exported import check_images
 from densekd.export.manifest import Manifest
+from densekd.export.torch_threads import torch_threads
 from densekd.taps import main_output
 
 
@@ -33,7 +32,7 @@ class TorchStudent:
 
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images, self.manifest, self.path)
-        with torch.inference_mode(), _threads(self.threads):
+        with torch.inference_mode(), torch_threads(self.threads):
             logits = main_output(self.network(images.to(self.device))).float()
             if logits.shape[-2:] != images.shape[-2:]:
                 logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
@@ -50,16 +49,3 @@ def placed(path: Path, manifest: Manifest, network: nn.Module, device: str, thre
         raise ExportError("device cuda: torch sees no CUDA device; use cpu")
     target = torch.device(device)
     return TorchStudent(path, manifest, network.to(target), target, threads)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's threads belong to the whole process: they are set for one call alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
