@@ -20,13 +20,21 @@ from densekd.looks.softened import density, divergence, entropy, fitting, log_sh
 from densekd.looks.terms import TermLooks, channel_names, look
 from densekd.metrics import image_scores
 from densekd.report.look_drawing import (
-    UNLABELLED,
+    HATCH,
     WRONG,
+    classes_picture,
     errors_picture,
     heat_picture,
     share_wrong,
     shares,
+    stretched,
 )
+
+
+def luminance(color):
+    """Relative luminance of a colour, as WCAG 2 defines it."""
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 class TestSoftened:
@@ -192,19 +200,33 @@ class TestDrawing:
     def test_errors_are_where_a_labelled_pixel_is_wrong(self):
         truth, answer = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[0, 0, 1, 1]])
         found = errors_picture(Image.new("RGB", (4, 1), (200, 200, 200)), truth, answer, 2)
-        assert [found.getpixel((place, 0)) for place in (1, 2, 3)] == [WRONG, UNLABELLED, WRONG]
+        assert [found.getpixel((place, 0)) for place in (1, 2, 3)] == [WRONG, HATCH[0], WRONG]
         red, green, blue = found.getpixel((0, 0))
         assert red == green == blue > 200
         assert share_wrong(truth, answer, 2) == pytest.approx(2 / 3)
         assert share_wrong(torch.tensor([[2]]), torch.tensor([[0]]), 2) is None
 
-    def test_error_maps_have_few_greys_from_white_down(self):
+    def test_error_maps_have_few_greys_from_white_down_and_what_is_wrong_is_darker(self):
         ramp = Image.linear_gradient("L").convert("RGB")
         found = errors_picture(ramp, torch.zeros(256, 256), torch.zeros(256, 256), 2)
         greys = [color for _, color in found.getcolors()]
-        assert len(greys) < 20
+        assert 10 < len(greys) < 25
         assert max(greys) == (255, 255, 255)
-        assert min(greys) > UNLABELLED
+        # Contrast as WCAG defines it: what is wrong is told apart without seeing red.
+        assert (luminance(min(greys)) + 0.05) / (luminance(WRONG) + 0.05) > 2.5
+
+    @pytest.mark.parametrize("color", HATCH)
+    def test_what_has_no_label_is_hatched_whatever_the_classes_colours(self, color):
+        ids = torch.zeros(16, 16, dtype=torch.long)
+        ids[:, 8:] = 1
+        grey = Image.new("RGB", (16, 16), color)
+        for found in (classes_picture(ids, [color]), errors_picture(grey, ids, torch.zeros_like(ids), 1)):
+            assert {found.getpixel((x, y)) for x in range(8, 16) for y in range(16)} == set(HATCH)
+            assert len({found.getpixel((x, y)) for x in range(8) for y in range(16)}) == 1
+        assert (luminance(HATCH[1]) + 0.05) / (luminance(HATCH[0]) + 0.05) > 4.5
+
+    def test_label_maps_are_stretched_by_their_own_pixels(self):
+        assert stretched(torch.tensor([[0, 5], [7, 9]]), (4, 3)).tolist() == [[0, 0, 5, 5], [0, 0, 5, 5], [7, 7, 9, 9]]
 
     def test_colours_of_heat_depend_on_the_common_ends(self):
         image = Image.new("RGB", (240, 240), (100, 100, 100))

@@ -14,11 +14,14 @@ from densekd.pictures import Color, colourise
 
 SHOWN = 240
 """Pixels of the longer side that a picture has at least; smaller ones are enlarged, their own pixels visible."""
-WRONG: Color = (213, 62, 30)
-UNLABELLED: Color = (64, 66, 72)
+WRONG: Color = (168, 20, 28)
+"""Darker than every grey of an error map: also those who see no red tell it apart."""
+HATCH: tuple[Color, Color] = (44, 46, 52), (176, 179, 186)
+"""Stripes where nothing is labelled. One colour could be that of a class."""
 COLORMAP = "inferno"
-_FADED = 0.55
-_STEP = 8
+_STRIPE = 4
+_FADED = 0.4
+_STEP = 5
 _UNDER = 0.35
 
 
@@ -28,13 +31,19 @@ def photograph(data: bytes) -> Image.Image:
         return picture.convert("RGB")
 
 
+def stretched(ids: Tensor, size: tuple[int, int]) -> Tensor:
+    """A label map `(h, w)` at the width and height of a picture; each pixel is one of the map's own."""
+    rows, columns = (torch.arange(side) * old // side for side, old in zip(size[::-1], ids.shape, strict=True))
+    return ids[rows[:, None], columns[None, :]]
+
+
 def classes_picture(ids: Tensor, palette: Sequence[Color]) -> Image.Image:
-    """Every class in its colour, what has no label dark."""
-    return colourise(ids, palette, void=UNLABELLED)
+    """Every class in its colour, what has no label hatched."""
+    return _hatched(np.array(colourise(ids, palette)), (ids >= len(palette)).numpy())
 
 
 def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: int) -> Image.Image:
-    """The image in pale grey, red where the answer is wrong, dark where nothing is labelled.
+    """The image in pale grey, red where the answer is wrong, hatched where nothing is labelled.
 
     The grey has few levels: kept without loss, for the sake of the red, the picture is less than half as large.
 
@@ -44,12 +53,24 @@ def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: i
     height, width = truth.shape
     grey = np.asarray(image.convert("L").resize((width, height)), dtype=np.float32)
     few = (np.rint((255 - _FADED * (255 - grey)) / _STEP) * _STEP).clip(0, 255)
-    pale = np.repeat(few[..., None], 3, axis=2)
+    pale = np.repeat(few[..., None], 3, axis=2).astype(np.uint8)
     unlabelled = (truth >= classes).numpy()
-    wrong = (truth != answer).numpy() & ~unlabelled
-    pale[wrong] = WRONG
-    pale[unlabelled] = UNLABELLED
-    return Image.fromarray(np.rint(pale).astype(np.uint8))
+    pale[(truth != answer).numpy() & ~unlabelled] = WRONG
+    return _hatched(pale, unlabelled)
+
+
+def _hatched(pixels: np.ndarray, where: np.ndarray) -> Image.Image:
+    """A picture uint8 `(h, w, 3)` with diagonal stripes on some of its pixels."""
+    rows, columns = np.indices(where.shape, sparse=True)
+    stripes = np.array(HATCH, dtype=np.uint8)[(rows + columns) // _STRIPE % 2]
+    return Image.fromarray(np.where(where[..., None], stripes, pixels))
+
+
+def hatch() -> str:
+    """The same stripes as a CSS background."""
+    dark, light = (f"rgb({red} {green} {blue})" for red, green, blue in HATCH)
+    width = f"{_STRIPE / 2**0.5:.1f}px"
+    return f"repeating-linear-gradient(135deg, {dark} 0 {width}, {light} {width} calc(2 * {width}))"
 
 
 def share_wrong(truth: Tensor, answer: Tensor, classes: int) -> float | None:

@@ -12,14 +12,15 @@ from torch import Tensor
 from densekd.looks.pictures import read_ids
 from densekd.looks.records import PictureRow, PicturesFile
 from densekd.report.look_drawing import (
-    UNLABELLED,
     WRONG,
     classes_picture,
     enlarged,
     errors_picture,
+    hatch,
     photograph,
     share_wrong,
     shares,
+    stretched,
     webp,
 )
 from densekd.report.pictures import embedded
@@ -48,13 +49,13 @@ def pictures_body(record: PicturesFile, held: Mapping[str, bytes]) -> Markup:
 
 def legend(record: PicturesFile) -> Markup:
     """Names and colours of the classes that are in the pictures' data set, and of the error maps."""
-    entries = list(zip(record.classes, record.palette, strict=True))
-    marks = [*entries, ("no label", UNLABELLED), ("wrong (in error maps)", WRONG)]
+    colors = [*zip(record.classes, record.palette, strict=True), ("wrong (in error maps)", WRONG)]
+    marks = [(name, f"rgb({red} {green} {blue})") for name, (red, green, blue) in colors]
     items = [
-        Markup('<span style="white-space:nowrap"><i style="{};background:rgb({} {} {})"></i>{}</span>').format(
-            Markup(_SWATCH), *color, name
+        Markup('<span style="white-space:nowrap"><i style="{};background:{}"></i>{}</span>').format(
+            Markup(_SWATCH), Markup(paint), name
         )
-        for name, color in marks
+        for name, paint in (*marks, ("no label", hatch()))
     ]
     holder = Markup('<p class="soft" style="display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;max-width:none">{}</p>')
     return holder.format(Markup().join(items))
@@ -68,28 +69,29 @@ def _row(record: PicturesFile, row: PictureRow, held: Mapping[str, bytes]) -> Ma
     smooth, flat = enlarged(image), partial(classes_picture, palette=palette)
     size = (smooth.width, smooth.height)
     shown = [
-        _figure(smooth, size, f"Image {row.name}", f"image, {row.width}x{row.height}", photo=True),
-        _figure(flat(truth), size, f"Truth of {row.name}: {_named(truth, classes)}", "truth"),
+        _figure(smooth, f"Image {row.name}", f"image, {row.width}x{row.height}", photo=True),
+        _figure(flat(stretched(truth, size)), f"Truth of {row.name}: {_named(truth, classes)}", "truth"),
     ]
     for key, title in record.networks.items():
         answer = row.answers[key]
         ids = read_ids(held[answer.file])
         score = "" if answer.miou is None else f", mIoU {points(answer.miou)}"
         alt = f"Answer of {title} for {row.name}: {_named(ids, classes)}"
-        answered = _figure(flat(ids), size, alt, title + score)
+        large = stretched(ids, size)
+        answered = _figure(flat(large), alt, title + score)
         wrong = share_wrong(truth, ids, len(classes))
         told = "nothing labelled" if wrong is None else f"{share(wrong)} wrong"
-        drawn = errors_picture(image, truth, ids, len(classes))
-        errors = _figure(drawn, size, f"Errors of {title} on {row.name}: {told}", f"errors of {title}: {told}")
+        drawn = errors_picture(smooth, stretched(truth, size), large, len(classes))
+        errors = _figure(drawn, f"Errors of {title} on {row.name}: {told}", f"errors of {title}: {told}")
         shown.append(Markup("<div>{}{}</div>").format(answered, errors))
     head = Markup("<h3>{}: {}</h3>").format(row.name, row.why)
     return head + Markup('<div style="{}">{}</div>').format(Markup(_GRID), Markup().join(shown))
 
 
-def _figure(picture: Image.Image, size: tuple[int, int], alt: str, caption: str, *, photo: bool = False) -> Markup:
-    scaled = picture if picture.size == size else picture.resize(size, Image.Resampling.NEAREST)
+def _figure(picture: Image.Image, alt: str, caption: str, *, photo: bool = False) -> Markup:
+    width, height = picture.size
     return embedded(
-        webp(scaled, lossless=not photo), "image/webp", width=size[0], height=size[1], alt=alt, caption=caption
+        webp(picture, lossless=not photo), "image/webp", width=width, height=height, alt=alt, caption=caption
     )
 
 
