@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import densekd
 from densekd.config import load_recipe
 from densekd.errors import CheckpointError, ConfigError, RunError
 from densekd.losses.catalog import METHODS
 from densekd.models.digest import weights_digest
-from densekd.records import PlannedMethod, StudyPlan
+from densekd.records import PlannedMethod, StudyPlan, read_run_name, run_name
 from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.assemble import assemble, build_distiller, build_teacher
 from densekd.runs.execute import resolve
@@ -293,6 +295,16 @@ class TestTasks:
         found = self.tasks(base, tmp_path)
         assert [task.name for task in found] == ["none-s0", "channelwise-s0", "none-s1", "channelwise-s1"]
         assert {task.action for task in found} == {"start"}
+
+    @given(st.text(min_size=1, max_size=9), st.integers(0, 10**6))
+    def test_a_runs_name_is_read_as_it_was_made(self, method, seed):
+        assert read_run_name(run_name(method, seed)) == (method, seed)
+
+    def test_what_is_no_runs_name(self):
+        assert run_name("channelwise", 0) == "channelwise-s0"
+        assert read_run_name("a-s1-s2") == ("a-s1", 2)
+        for other in ("teacher", "-s0", "a-s", "a-s-1", "a-s01", "a-s1b", "a-s\u0661", "a-s1\n"):
+            assert read_run_name(other) is None, other
 
     def test_threads_and_other_labels_are_no_change(self, base, tmp_path):
         for task in self.tasks(base, tmp_path, threads=2):

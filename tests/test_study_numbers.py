@@ -214,6 +214,21 @@ class TestFigures:
         assert ends[:, 1].tolist() == pytest.approx([5.0, 10.0])
         assert [text.get_text() for text in axes.texts] == ["student alone", "channelwise"]
 
+    def test_the_pages_drawing_of_cost_is_made_the_same_way(self, study, monkeypatch):
+        from densekd.report import cost
+
+        drawn = []
+        monkeypatch.setattr(cost, "draw_spots", lambda axes, spots, paint: drawn.append(list(spots)))
+        chart = cost.cost_chart(study)
+        assert [(spot.name, spot.where, spot.cost) for spot in drawn[0]] == [
+            ("student alone", "-", 1.0),
+            ("channelwise", "logits", 1.0),
+        ]
+        for spot, line in zip(drawn[0], study.methods, strict=False):
+            assert spot.value == line.final.mean
+            assert spot.ends == (line.final.mean - line.final.sd, line.final.mean + line.final.sd)
+        assert chart.legend == [("the student alone", 8), ("on logits", 1)]
+
     def test_what_the_heat_map_shows(self, study):
         from densekd.study.figures import class_figure
 

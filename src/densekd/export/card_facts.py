@@ -11,8 +11,7 @@ from densekd.errors import DensekdError
 from densekd.export.manifest import Manifest
 from densekd.export.student import Student
 from densekd.inference import WHOLE
-from densekd.records import RunRecord, StudyRecord
-from densekd.records.study import StudyMethod
+from densekd.records import STUDENT_ALONE, RunRecord, StudyMethod, StudyRecord, run_name
 from densekd.runs.folder import Run
 
 _SHOWN_VERSIONS = (
@@ -124,7 +123,7 @@ def study_of(run: Run) -> tuple[StudyRecord, StudyMethod] | None:
         return None  # a study of another version: nothing is claimed of it
     record, folder = run.record, run.path.resolve().name
     for method in study.methods:
-        if f"{method.name}-s{record.seed}" != folder or method.final is None or record.final is None:
+        if run_name(method.name, record.seed) != folder or method.final is None or record.final is None:
             continue
         scores = dict(zip(method.seeds, method.final.miou, strict=True))
         if scores.get(record.seed) == record.final.miou:
@@ -133,7 +132,7 @@ def study_of(run: Run) -> tuple[StudyRecord, StudyMethod] | None:
 
 
 def _gain(study: StudyRecord, method: StudyMethod) -> str | None:
-    alone = next((one for one in study.methods if one.name == "none"), None)
+    alone = next((one for one in study.methods if one.name == STUDENT_ALONE), None)
     gain = method.gain
     if gain is None or method.final is None or alone is None or alone.final is None:
         return None
@@ -175,7 +174,7 @@ def training_of(student: Student) -> dict[str, Any]:
         f"images: {_sizes(augment)}; crop {_size(augment.crop)}, random scale {augment.scale[0]:g} to "
         f"{augment.scale[1]:g}, flip {augment.flip:g}",
     ]
-    if record.method != "none":
+    if record.method != STUDENT_ALONE:
         for term in recipe.terms:
             options = ", ".join(f"{key} {value}" for key, value in term.options.items())
             lines.append(

@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from densekd.records.base import Record, dump
 
+FOLDER = "looks"
+"""Folder of a run for what is kept of its networks to be looked at."""
+BESIDE = "beside"
+"""Folder inside that one, of a distilled run, that shows it beside the student alone."""
+
 
 def as_file(record: BaseModel) -> bytes:
     """The bytes of a record's JSON file; NaN and infinities are refused (they are not JSON)."""

@@ -22,6 +22,7 @@ from densekd.records.run import Scores as Scores
 from densekd.records.run import Status as Status
 from densekd.records.run import TeacherCost as TeacherCost
 from densekd.records.run import TrackerRecord as TrackerRecord
+from densekd.records.study import STUDENT_ALONE as STUDENT_ALONE
 from densekd.records.study import Budget as Budget
 from densekd.records.study import Gain as Gain
 from densekd.records.study import PlannedMethod as PlannedMethod
@@ -33,5 +34,7 @@ from densekd.records.study import StudyPlan as StudyPlan
 from densekd.records.study import StudyRecord as StudyRecord
 from densekd.records.study import StudyScores as StudyScores
 from densekd.records.study import StudyTeacher as StudyTeacher
+from densekd.records.study import read_run_name as read_run_name
+from densekd.records.study import run_name as run_name
 from densekd.records.surroundings import commit as commit
 from densekd.records.surroundings import environment as environment

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from densekd.records.base import Record
 from densekd.records.run import CacheRecord, NetworkCost
+
+STUDENT_ALONE = "none"
+"""The method of a student that is trained without a teacher."""
+_RUN = re.compile(r"(.+)-s(0|[1-9][0-9]*)", re.DOTALL)
+
+
+def run_name(method: str, seed: int) -> str:
+    """What a run of a study and its folder are called: `channelwise-s0`."""
+    return f"{method}-s{seed}"
+
+
+def read_run_name(name: str) -> tuple[str, int] | None:
+    """The method and the seed in such a name; None where it is none."""
+    found = _RUN.fullmatch(name)
+    return None if found is None else (found[1], int(found[2]))
 
 
 class Gain(Record):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from densekd.records import RunRecord, StudyMethod, StudyRecord
-from densekd.report.headline import ALONE
+from densekd.records import STUDENT_ALONE, RunRecord, StudyMethod, StudyRecord
 from densekd.report.tables import Cell, Column, Table
 from densekd.report.words import NONE, points, signed
 
@@ -32,8 +31,8 @@ def run_classes(record: RunRecord) -> Table | None:
 
 def study_classes(record: StudyRecord) -> list[Table]:
     """A table for each method: its classes beside the student alone and the teacher; the methods by their gain."""
-    alone = next((line for line in record.methods if line.name == ALONE), None)
-    distilled = [line for line in record.methods if line.name != ALONE and line.iou]
+    alone = next((line for line in record.methods if line.name == STUDENT_ALONE), None)
+    distilled = [line for line in record.methods if line.name != STUDENT_ALONE and line.iou]
     distilled.sort(key=lambda line: -(line.gain.mean if line.gain else -1.0))
     return [_method_classes(line, alone, record.teacher.iou) for line in distilled]
 

@@ -2,63 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from densekd.records import StudyMethod, StudyRecord
+from densekd.records import STUDENT_ALONE, StudyMethod, StudyRecord
 from densekd.report.charts import Chart
 from densekd.report.drawing import INK, LINE, SERIES, SOFT, inline, plain_axes
-from densekd.report.headline import ALONE, paired
+from densekd.report.headline import paired
 from densekd.report.words import short, signed
 
-_WHERE = ("logits", "features", "logits+features")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WHERE = {"logits": 1, "features": 2, "logits+features": 3, "-": 8}
+"""Places of their colours in the page's legends, by what a method distils."""
+_OTHER = 4
+MARKS = {"logits": "o", "features": "s", "logits+features": "D"}
 _ROW = 0.24
 """Inches that a line of text takes."""
 
 
-def cost_chart(record: StudyRecord) -> Chart | None:
-    """mIoU (mean and standard deviation over the seeds) over the seconds of a step; None for fewer than two methods."""
-    shown = [line for line in record.methods if line.final is not None and line.cost.seconds_per_step]
-    if len(shown) < 2:
-        return None
-    places = {name: place for place, name in enumerate(_WHERE, 1)}
-    used: dict[str, int] = {}
-    with plain_axes(8.2, max(3.0, 0.9 + _ROW * len(shown)), right=2.3) as (figure, axes):
-        spots = []
-        for line in shown:
-            assert line.final is not None
-            assert line.cost.seconds_per_step is not None
-            name = "the student alone" if line.name == ALONE else f"on {line.where}"
-            used.setdefault(name, 8 if line.name == ALONE else places.get(line.where, 4))
-            x, y = 1000 * line.cost.seconds_per_step, 100 * line.final.mean
-            axes.errorbar(
-                [x], [y], yerr=100 * line.final.sd, fmt="o", markersize=4, capsize=2, color=SERIES[used[name] - 1]
-            )
-            spots.append((y, x, line.name))
-        axes.set_xlabel("milliseconds of a training step", fontsize=8)
-        axes.set_ylabel("mIoU", fontsize=8)
-        axes.margins(x=0.06, y=0.1)
-        low, high = axes.get_ylim()
-        _named(axes, sorted(spots, reverse=True), low, high)
-        told = "; ".join(f"{name} {y:.1f} at {x:.0f} ms" for y, x, name in sorted(spots, reverse=True))
-        drawing = inline(figure, "cost", f"mIoU against the time of a training step: {told}")
-    note = "points on val, final weights; lines reach one standard deviation over the seeds to each side"
-    return Chart("mIoU against the time of a training step", drawing, note, list(used.items()), wide=True)
+@dataclass(frozen=True)
+class Spot:
+    """A method in a drawing of cost and accuracy.
+
+    Attributes:
+        name: beside the drawing.
+        where: it distils; decides on the colour.
+        cost: seconds of a training step.
+        value: mIoU or a gain in it, a fraction.
+        ends: of its bar.
+    """
+
+    name: str
+    where: str
+    cost: float
+    value: float
+    ends: tuple[float, float]
 
 
-def _named(axes: object, spots: Sequence[tuple[float, float, str]], low: float, high: float) -> None:
-    """Names in a column on the right in the order of the scores, a thin line from each to its point."""
-    heights = spaced([(y - low) / (high - low) for y, _, _ in spots])
-    for (y, x, name), height in zip(spots, heights, strict=True):
-        axes.annotate(  # type: ignore[attr-defined]
-            short("student alone" if name == ALONE else name),
-            (x, y),
+@dataclass(frozen=True)
+class Paint:
+    """The colours of such a drawing, and how much of its height a line of text takes."""
+
+    where: Mapping[str, str]
+    other: str
+    ink: str
+    pale: str
+    line: float = 0.07
+
+
+def draw_spots(axes: Axes, spots: Sequence[Spot], paint: Paint) -> None:
+    """Points of mIoU over the milliseconds of a step, each with its bar; names in a column on the right.
+
+    The names stand in the order of the values; a thin line leads from each to its point. Marks differ by `where`, for
+    those who see no colours.
+    """
+    for spot in spots:
+        low, high = (100 * abs(end - spot.value) for end in spot.ends)
+        color = paint.where.get(spot.where, paint.other)
+        x, y, mark = 1000 * spot.cost, 100 * spot.value, MARKS.get(spot.where, "o")
+        axes.errorbar([x], [y], yerr=[[low], [high]], fmt=mark, markersize=4, capsize=2, color=color)
+    axes.margins(x=0.06, y=0.1)
+    low, high = axes.get_ylim()
+    ordered = sorted(spots, key=lambda spot: spot.value, reverse=True)
+    heights = spaced([(100 * spot.value - low) / (high - low) for spot in ordered], paint.line)
+    for spot, height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            short(spot.name),
+            (1000 * spot.cost, 100 * spot.value),
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
-            color=INK,
+            color=paint.ink,
             fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.4, "shrinkB": 4, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": paint.pale, "linewidth": 0.4, "shrinkB": 4, "relpos": (0, 0.5)},
         )
+
+
+def cost_chart(record: StudyRecord) -> Chart | None:
+    """mIoU (mean and standard deviation over the seeds) over the seconds of a step; None for fewer than two methods."""
+    spots = []
+    for line in record.methods:
+        if line.final is not None and line.cost.seconds_per_step:
+            mean, sd = line.final.mean, line.final.sd
+            name = "student alone" if line.name == STUDENT_ALONE else line.name
+            spots.append(Spot(name, line.where, line.cost.seconds_per_step, mean, (mean - sd, mean + sd)))
+    if len(spots) < 2:
+        return None
+    with plain_axes(8.2, max(3.0, 0.9 + _ROW * len(spots)), right=2.3) as (figure, axes):
+        series = {name: SERIES[place - 1] for name, place in _WHERE.items()}
+        draw_spots(axes, spots, Paint(series, SERIES[_OTHER - 1], INK, SOFT))
+        axes.set_xlabel("milliseconds of a training step", fontsize=8)
+        axes.set_ylabel("mIoU", fontsize=8)
+        ordered = sorted(spots, key=lambda spot: spot.value, reverse=True)
+        told = "; ".join(f"{spot.name} {100 * spot.value:.1f} at {1000 * spot.cost:.0f} ms" for spot in ordered)
+        drawing = inline(figure, "cost", f"mIoU against the time of a training step: {told}")
+    note = "points on val, final weights; lines reach one standard deviation over the seeds to each side"
+    used = {spot.where: _WHERE.get(spot.where, _OTHER) for spot in spots}
+    legend = [("the student alone" if where == "-" else f"on {where}", place) for where, place in used.items()]
+    return Chart("mIoU against the time of a training step", drawing, note, legend, wide=True)
 
 
 def spaced(heights: Sequence[float], line: float = 0.07) -> list[float]:
@@ -76,10 +120,10 @@ def spaced(heights: Sequence[float], line: float = 0.07) -> list[float]:
 
 def gain_chart(record: StudyRecord) -> Chart | None:
     """The gains paired by seed: a dot for each seed, the mean, and its 95% interval; None without any."""
-    alone = next((line for line in record.methods if line.name == ALONE), None)
+    alone = next((line for line in record.methods if line.name == STUDENT_ALONE), None)
     if alone is None:
         return None
-    found = [(line, paired(line, alone)) for line in record.methods if line.name != ALONE]
+    found = [(line, paired(line, alone)) for line in record.methods if line.name != STUDENT_ALONE]
     shown = [(line, gains) for line, gains in found if gains and line.gain is not None]
     if not shown:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from densekd.records import CacheRecord, NetworkCost, RunRecord
+from densekd.records import STUDENT_ALONE, CacheRecord, NetworkCost, RunRecord
 from densekd.report.kept import KeptRun
 from densekd.report.page import part
 from densekd.report.tables import Cell, Column, Table, figure, pairs, text
@@ -68,7 +68,7 @@ def recipe_body(run: KeptRun) -> Markup:
     if not run.recipe:
         return Markup('<p class="soft">recipe.yaml is not there.</p>')
     terms = run.recipe.get("terms") or []
-    body = part("table", terms_table({"": terms}), "") if terms and run.record.method != "none" else Markup()
+    body = part("table", terms_table({"": terms}), "") if terms and run.record.method != STUDENT_ALONE else Markup()
     whole = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100)
     return body + Markup(
         "<details><summary>the whole recipe: running it again gives the same run</summary><pre>{}</pre></details>"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from densekd.records import RunRecord, StudyMethod, StudyRecord, StudyTeacher
+from densekd.records import STUDENT_ALONE, RunRecord, StudyMethod, StudyRecord, StudyTeacher, run_name
 from densekd.report.kept import KeptRun
 from densekd.report.words import counted, points, signed, times
 
-ALONE = "none"
 _SAME = 0.0005
 """Gains smaller than this are 0.0 in points, to one digit."""
 
@@ -56,8 +55,8 @@ def size_words(student: int | None, teacher: int | None) -> str:
 
 def study_headline(record: StudyRecord) -> Headline:
     """A study in one sentence: its largest gain over the student alone."""
-    alone = next((line for line in record.methods if line.name == ALONE), None)
-    distilled = [line for line in record.methods if line.name != ALONE]
+    alone = next((line for line in record.methods if line.name == STUDENT_ALONE), None)
+    distilled = [line for line in record.methods if line.name != STUDENT_ALONE]
     if alone is None or alone.final is None:
         return Headline("No gain can be said: no run of the student alone has finished.", tuple(_failed(record)))
     found = [(line, paired(line, alone)) for line in distilled]
@@ -133,7 +132,7 @@ def _teacher_notes(teacher: StudyTeacher, alone: StudyMethod) -> list[str]:
 
 
 def _failed(record: StudyRecord) -> list[str]:
-    names = [f"{line.name}-s{failure.seed}" for line in record.methods for failure in line.failed]
+    names = [run_name(line.name, failure.seed) for line in record.methods for failure in line.failed]
     if not names:
         return []
     total = len(names) + sum(len(line.seeds) for line in record.methods)
@@ -144,7 +143,7 @@ def _failed(record: StudyRecord) -> list[str]:
 def run_headline(run: KeptRun) -> Headline:
     """A run in one sentence."""
     record = run.record
-    who = "the student trained alone" if record.method == ALONE else f"the student distilled by {record.method}"
+    who = "the student trained alone" if record.method == STUDENT_ALONE else f"the student distilled by {record.method}"
     if record.final is None:
         return Headline(_without_scores(run, who))
     which = "with the final weights" if record.status == "done" else "at the newest evaluation"

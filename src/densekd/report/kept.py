@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from densekd import files
 from densekd.errors import CheckpointError, RunError
-from densekd.records import ConfusionRecord, RunRecord, StudyRecord
+from densekd.records import ConfusionRecord, RunRecord, StudyRecord, run_name
 
 RUN, STUDY = "record.json", "study.json"
 
@@ -107,7 +107,7 @@ def read_study(folder: Path) -> StudyRecord:
 
 def runs_of(folder: Path, record: StudyRecord) -> dict[str, Path]:
     """The folders of a study's finished runs that are still there, by name, in the order of the record."""
-    names = [f"{method.name}-s{seed}" for method in record.methods for seed in method.seeds]
+    names = [run_name(method.name, seed) for method in record.methods for seed in method.seeds]
     # A name with a separator would lead elsewhere.
     return {name: folder / name for name in names if Path(name).name == name and (folder / name / RUN).is_file()}
 

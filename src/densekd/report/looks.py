@@ -13,14 +13,10 @@ from torch import Tensor
 from densekd import files
 from densekd.errors import CheckpointError, DensekdError
 from densekd.looks.pictures import unpacked
-from densekd.looks.records import MapsFile, PicturesFile
+from densekd.looks.records import BESIDE, FOLDER, MapsFile, PicturesFile
 from densekd.report.look_maps import maps_body
 from densekd.report.look_pictures import pictures_body
 from densekd.report.section import Section
-
-FOLDER = "looks"
-BESIDE = "beside"
-"""Folder under `looks/` of a distilled run that shows it beside the student alone."""
 
 R = TypeVar("R", bound=BaseModel)
 _EARLIER = "this run has kept no pictures"

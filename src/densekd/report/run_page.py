@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from densekd.records import RunRecord
+from densekd.records import STUDENT_ALONE, RunRecord
 from densekd.report.charts import grid
 from densekd.report.checks import notices_body, preflight_body
 from densekd.report.classes import run_classes
@@ -44,7 +44,7 @@ def run_page(run: KeptRun) -> Page:
             "notices", "Notices", notices_body(("What the run said", record.warnings), ("Missing", [*run.missing]))
         ),
     ]
-    kind = "a network trained alone" if record.method == "none" else "a distillation"
+    kind = "a network trained alone" if record.method == STUDENT_ALONE else "a distillation"
     return Page(kind, run.name, run_headline(run), _facts(record), sections, _alert(record))
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from densekd.records import Gain, StudyMethod, StudyRecord, StudyScores, StudyTeacher
+from densekd.records import STUDENT_ALONE, Gain, StudyMethod, StudyRecord, StudyScores, StudyTeacher, run_name
 from densekd.report.charts import Chart, grid
 from densekd.report.checks import notices_body
 from densekd.report.classes import study_classes
 from densekd.report.cost import cost_chart, gain_chart
 from densekd.report.curves import evaluation_charts, loss_charts
 from densekd.report.facts import cache_table, environment_table, terms_table
-from densekd.report.headline import ALONE, gap_closed, paired, study_headline
+from densekd.report.headline import gap_closed, paired, study_headline
 from densekd.report.kept import KeptRun, read_run, runs_of
 from densekd.report.looks import study_sections
 from densekd.report.page import Page, part
@@ -72,7 +72,7 @@ def methods_table(record: StudyRecord) -> Table:
         Column("best", True, "the best evaluation of each run, which flatters"),
         Column("extra parameters", True, "trained beside the student"),
     ]
-    alone = next((line for line in record.methods if line.name == ALONE), None)
+    alone = next((line for line in record.methods if line.name == STUDENT_ALONE), None)
     rows = [_teacher_row(record.teacher, splits)]
     rows += [_method_row(line, alone, record.teacher, splits) for line in record.methods]
     return Table("mIoU on val in points; the student with each method", columns, rows)
@@ -87,11 +87,11 @@ def _teacher_row(teacher: StudyTeacher, splits: list[str]) -> list[Cell]:
 def _method_row(line: StudyMethod, alone: StudyMethod | None, teacher: StudyTeacher, splits: list[str]) -> list[Cell]:
     cost = line.cost
     return [
-        Cell("student alone" if line.name == ALONE else line.name),
+        Cell("student alone" if line.name == STUDENT_ALONE else line.name),
         Cell("failed", tone="bad") if line.final is None else _spread(line.final),
         _gain(line.gain),
         Cell(_interval(line.gain)),
-        _closed(None if alone is None or line.name == ALONE else gap_closed(line, alone, teacher)),
+        _closed(None if alone is None or line.name == STUDENT_ALONE else gap_closed(line, alone, teacher)),
         *(_spread(line.extra_splits.get(split)) for split in splits),
         Cell(seconds(cost.seconds_per_step), key=cost.seconds_per_step),
         Cell(size(cost.peak_memory_bytes), key=cost.peak_memory_bytes),
@@ -138,11 +138,11 @@ def _drawn(chart: Chart | None) -> Markup:
 
 def _gains(record: StudyRecord) -> Markup:
     """The drawing, and the gain of every seed."""
-    alone = next((line for line in record.methods if line.name == ALONE), None)
+    alone = next((line for line in record.methods if line.name == STUDENT_ALONE), None)
     chart = gain_chart(record)
     if alone is None or chart is None:
         return Markup()
-    lines = [(line, paired(line, alone)) for line in record.methods if line.name != ALONE]
+    lines = [(line, paired(line, alone)) for line in record.methods if line.name != STUDENT_ALONE]
     seeds = sorted({seed for _, gains in lines for seed in gains})
     columns = [Column("method"), Column("mean", True), *(Column(f"seed {seed}", True) for seed in seeds)]
     rows = [
@@ -164,7 +164,7 @@ def _classes(record: StudyRecord) -> Markup:
 
 def _failures(record: StudyRecord) -> Markup:
     lines = [
-        f"{line.name}-s{failure.seed} failed: {failure.reason}"
+        f"{run_name(line.name, failure.seed)} failed: {failure.reason}"
         + (f" (its output: {failure.output})" if failure.output else "")
         for line in record.methods
         for failure in line.failed
@@ -174,7 +174,7 @@ def _failures(record: StudyRecord) -> Markup:
 
 def _curves(record: StudyRecord, runs: dict[str, Path]) -> Markup:
     """The first finished seed of each method: mIoU, and the parts of the loss that all have."""
-    names = [f"{line.name}-s{line.seeds[0]}" for line in record.methods if line.seeds]
+    names = [run_name(line.name, line.seeds[0]) for line in record.methods if line.seeds]
     found: dict[str, KeptRun] = {name: read_run(runs[name]) for name in names[:8] if name in runs}
     charts = [*evaluation_charts(found), *loss_charts(found)] if found else []
     if not charts:
@@ -202,7 +202,7 @@ def _setting(record: StudyRecord) -> Markup:
 
 
 def _notices(record: StudyRecord, runs: dict[str, Path]) -> Markup:
-    names = [f"{line.name}-s{seed}" for line in record.methods for seed in line.seeds]
+    names = [run_name(line.name, seed) for line in record.methods for seed in line.seeds]
     gone = [f"{name}: its folder is not there; what study.json does not hold of it is not shown" for name in names
             if name not in runs]  # fmt: skip
     return notices_body(("What limits the comparison", record.notices), ("Missing", gone))

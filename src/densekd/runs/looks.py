@@ -17,7 +17,7 @@ from densekd.data.base import SegmentationSet
 from densekd.distiller import Distiller
 from densekd.failures import explained
 from densekd.looks.choice import extremes
-from densekd.looks.records import ImageScore, ImagesFile, ScoredImages, as_file, as_text
+from densekd.looks.records import FOLDER, ImageScore, ImagesFile, ScoredImages, as_file, as_text
 from densekd.runs.assemble import Parts
 from densekd.runs.look_maps import MapLooks
 from densekd.runs.look_pictures import (
@@ -33,9 +33,6 @@ from densekd.training.checkpointer import Position
 from densekd.training.loop import Loop
 from densekd.training.sharding import is_sharded
 
-FOLDER = "looks"
-BESIDE = "beside"
-"""Folder under `looks/` of a distilled run that shows it beside the student alone."""
 _LONGEST = 300
 _TITLES = {"teacher": "teacher", "before": "student before training", "after": "student after training"}
 

@@ -16,13 +16,14 @@ from densekd.errors import ConfigError, DensekdError
 from densekd.failures import explained
 from densekd.losses.catalog import make_loss
 from densekd.models.digest import weights_digest
+from densekd.records import STUDENT_ALONE
 from densekd.runs.assemble import Parts, assemble, build_distiller, build_teacher
 from densekd.runs.forecast import Forecast
 from densekd.runs.length import total_steps
 from densekd.runs.progress import Quiet
 from densekd.runs.readiness import check_readiness
 from densekd.runs.rehearsal import rehearse
-from densekd.study.methods import NONE, Method
+from densekd.study.methods import Method
 from densekd.study.progress import Silent
 from densekd.teacher import FrozenTeacher
 
@@ -45,7 +46,7 @@ def open_study(recipe: Recipe, watch: Quiet) -> Opened:
     Raises:
         DensekdError: what the run itself would raise.
     """
-    parts = assemble(recipe, watch=watch.checking)
+    parts = assemble(recipe, watch=watch.checking, said=watch.said)
     rehearse(parts)
     teacher = build_teacher(parts)
     return Opened(parts, teacher, weights_digest(teacher))
@@ -99,7 +100,7 @@ def require_ready(
     problems: list[str] = []
     forecasts: dict[str, Forecast] = {}
     looked: dict[str, Forecast] = {}
-    distilled = [(method, recipe) for method, recipe in recipes if method.name != NONE]
+    distilled = [(method, recipe) for method, recipe in recipes if method.name != STUDENT_ALONE]
     for place, (method, recipe) in enumerate(distilled):
         watch.counting("checking methods", place, len(distilled))
         kind = _kind(method)
@@ -119,7 +120,7 @@ def require_ready(
         raise ConfigError("\n".join([*problems, "nothing was trained; preflight.on_problem=warn trains all the same"]))
     # What several methods say is of the networks, not of the methods.
     said = [_of(which[0], line) if len(which) == 1 < len(looked) else line for line, which in told.items()]
-    return forecasts, [*dict.fromkeys(opened.parts.notices), *said, *problems]
+    return forecasts, [*opened.parts.unseen, *said, *problems]
 
 
 def _kind(method: Method) -> str:

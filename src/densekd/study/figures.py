@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densekd import files
-from densekd.records import StudyMethod, StudyRecord
-from densekd.report.cost import spaced
+from densekd.records import StudyRecord
+from densekd.report.cost import MARKS, Paint, Spot, draw_spots
 from densekd.study.tables import class_names
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURES = ("gain.png", "gain.svg", "classes.png", "classes.svg")
 _INK = "#26262c"
 _PALE = "#96969b"
-_WHERE = {"logits": ("#1f6fb4", "o"), "features": ("#c8641e", "s"), "logits+features": ("#2e8b57", "D")}
-_OTHER = ("#6b6b70", "o")
+_WHERE = {"logits": "#1f6fb4", "features": "#c8641e", "logits+features": "#2e8b57"}
+_OTHER = "#6b6b70"
 
 
 def write_figures(folder: Path, record: StudyRecord) -> None:
@@ -45,71 +43,35 @@ def write_figures(folder: Path, record: StudyRecord) -> None:
 def gain_figure(record: StudyRecord) -> Figure | None:
     """Gain in points of mIoU over the seconds of a step; bars are the 95% intervals. None without any gain."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    shown = [line for line in record.methods if line.gain is not None and line.cost.seconds_per_step is not None]
-    if not shown:
+    spots, seeds = [], set()
+    for line in record.methods:
+        gain, cost = line.gain, line.cost.seconds_per_step
+        if gain is not None and cost is not None:
+            spots.append(Spot(line.name, line.where, cost, gain.mean, (gain.low, gain.high)))
+            seeds.add(gain.n or len(line.seeds))
+    if not spots:
         return None
-    figure = Figure(figsize=(8.0, max(4.6, 1.0 + 0.25 * len(shown))), layout="constrained")
+    figure = Figure(figsize=(8.0, max(4.6, 1.0 + 0.25 * len(spots))), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=_PALE, linewidth=1, zorder=1)
     alone = next((m.cost.seconds_per_step for m in record.methods if m.gain is None and m.where == "-"), None)
     if alone is not None:
         axes.plot([1000 * alone], [0], marker="o", color=_PALE, zorder=2)
         axes.annotate("student alone", (1000 * alone, 0), (6, -12), textcoords="offset points", color=_PALE)
-    labelled: set[str] = set()
-    for line in shown:
-        assert line.gain is not None
-        assert line.cost.seconds_per_step is not None
-        x, y = 1000 * line.cost.seconds_per_step, 100 * line.gain.mean
-        ends = [[y - 100 * line.gain.low], [100 * line.gain.high - y]]
-        color, marker = _WHERE.get(line.where, _OTHER)
-        axes.errorbar(
-            [x], [y], yerr=ends, fmt=marker, color=color, capsize=3, zorder=3,
-            label=None if line.where in labelled else f"on {line.where}",
-        )  # fmt: skip
-        labelled.add(line.where)
-    seeds = sorted({line.gain.n or len(line.seeds) for line in shown if line.gain is not None})
-    counted = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    draw_spots(axes, spots, Paint(_WHERE, _OTHER, _INK, _PALE, line=0.055))
+    counted = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(min(seeds))
     axes.set_xlabel("milliseconds of a step")
     axes.set_ylabel("gain over the student alone, points of mIoU")
     _title(figure, f"{record.name}: gain against cost; 95% intervals over {counted} seed(s)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.08, y=0.12)
-    _name_points(axes, shown)
-    if len(labelled) > 1:
-        axes.legend(frameon=False, fontsize="small")
+    places = list(dict.fromkeys(spot.where for spot in spots))
+    if len(places) > 1:
+        colors = {where: _WHERE.get(where, _OTHER) for where in places}
+        marks = [Line2D([], [], marker=MARKS.get(one, "o"), linestyle="", color=colors[one]) for one in places]
+        axes.legend(marks, [f"on {where}" for where in places], frameon=False, fontsize="small")
     return figure
-
-
-def _name_points(axes: Axes, shown: Sequence[StudyMethod]) -> None:
-    """Names in a column on the right, in the order of the gains, a thin line from each to its point."""
-    low, high = axes.get_ylim()
-    points = []
-    for line in shown:
-        assert line.gain is not None
-        assert line.cost.seconds_per_step is not None
-        points.append((100 * line.gain.mean, 1000 * line.cost.seconds_per_step, line.name))
-    points.sort(reverse=True)
-    for (y, x, name), height in zip(
-        points, spaced([(y - low) / (high - low) for y, _, _ in points], 0.055), strict=True
-    ):
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(1.02, height),
-            textcoords="axes fraction",
-            va="center",
-            color=_INK,
-            fontsize=9,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": _PALE,
-                "linewidth": 0.5,
-                "shrinkA": 1,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
-        )
 
 
 def class_figure(record: StudyRecord) -> Figure | None:

@@ -13,14 +13,13 @@ from densekd.config import Recipe, load_recipe
 from densekd.errors import CheckpointError, DensekdError, RunError
 from densekd.failures import explained
 from densekd.looks.choice import changed_most
-from densekd.looks.records import ImagesFile, PicturesFile, ScoredImages, as_text
+from densekd.looks.records import BESIDE, FOLDER, ImagesFile, PicturesFile, ScoredImages, as_text
+from densekd.records import STUDENT_ALONE
 from densekd.runs import Run
 from densekd.runs.assemble import Parts, assemble, build_distiller
 from densekd.runs.look_maps import MapLooks
 from densekd.runs.look_pictures import Answering, answering_teacher, looked_at, picture_files, teacher_again
-from densekd.runs.looks import BESIDE, FOLDER
 
-ALONE = "none"
 _SAME = ("data", "task", "evaluation")
 _TITLES = {"alone": "student alone", "distilled": "distilled student"}
 
@@ -33,9 +32,9 @@ def first_pair(runs: Mapping[str, Mapping[int, Run]]) -> tuple[Run, Run] | None:
     Args:
         runs: finished ones by method and seed, `none` among them.
     """
-    alone = runs.get(ALONE, {})
+    alone = runs.get(STUDENT_ALONE, {})
     for method, made in runs.items():
-        shared = [seed for seed in alone if method != ALONE and seed in made]
+        shared = [seed for seed in alone if method != STUDENT_ALONE and seed in made]
         if shared:
             return alone[shared[0]], made[shared[0]]
     return None
@@ -51,7 +50,7 @@ def pair_among(runs: Sequence[Run]) -> tuple[Run, Run] | None:
         (alone, distilled)
         for alone, one in done
         for distilled, other in done
-        if alone.record.method == ALONE != distilled.record.method and one == other
+        if alone.record.method == STUDENT_ALONE != distilled.record.method and one == other
     ]
     return min(pairs, key=lambda pair: pair[0].record.seed != pair[1].record.seed, default=None)
 

@@ -10,13 +10,13 @@ from typing import get_args
 from densekd.config import Recipe, Where
 from densekd.errors import ConfigError, nearest
 from densekd.losses.catalog import METHODS
+from densekd.records import STUDENT_ALONE, run_name
 from densekd.runs.execute import resolve
 from densekd.runs.execution import Kind
 from densekd.runs.fast_teacher import temperature_of
 from densekd.study.arguments import entries
 from densekd.training.specs import TermSpec
 
-NONE = "none"
 _WHERE: tuple[str, ...] = get_args(Where)
 _CLASS_MAPS = ("logits", "output")
 
@@ -50,7 +50,7 @@ class Method:
             threads: CPU threads of the run; None: the recipe's own.
         """
         changes: dict[str, object] = {
-            "name": f"{self.name}-s{seed}",
+            "name": run_name(self.name, seed),
             "terms": [term.model_dump(mode="json") for term in self.terms],
             "compare": {},
         }
@@ -72,7 +72,7 @@ def _same_views(base: Recipe) -> dict[str, object]:
     return {"distill.cache": None, "train.views": {"count": cache.views, "seed": cache.seed}}
 
 
-ALONE = Method(NONE)
+ALONE = Method(STUDENT_ALONE)
 
 
 def resolve_methods(recipe: Recipe, labels: Sequence[str] | None = None) -> tuple[list[Method], list[str]]:
@@ -99,12 +99,12 @@ def resolve_methods(recipe: Recipe, labels: Sequence[str] | None = None) -> tupl
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(f"--methods: {doubled[0]!r} is given twice; each label names one folder of runs")
-    others = [_method(recipe, label) for label in labels if label != NONE]
+    others = [_method(recipe, label) for label in labels if label != STUDENT_ALONE]
     if not others:
         raise ConfigError(
             f"--methods: expected at least one method beside 'none'; there are {', '.join(_known(recipe))}"
         )
-    told = [] if NONE in labels else ["methods: 'none', the student alone, is added: gains are against it"]
+    told = [] if STUDENT_ALONE in labels else ["methods: 'none', the student alone, is added: gains are against it"]
     return [ALONE, *others], told
 
 
@@ -141,7 +141,7 @@ def _method(recipe: Recipe, label: str) -> Method:
         return Method(label, spec.where or where_of(spec.terms), spec.terms)
     name, at, where = label.partition("@")
     if name not in METHODS:
-        candidates = [*_known(recipe), NONE]
+        candidates = [*_known(recipe), STUDENT_ALONE]
         raise ConfigError(
             f"--methods: unknown method {label!r}{nearest(label, candidates)}; known: {', '.join(candidates)}"
         )

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from densekd import files
 from densekd.config import Recipe
 from densekd.errors import CheckpointError, RunError
-from densekd.records import Budget, PlannedMethod, StudyPlan, dump
+from densekd.records import STUDENT_ALONE, Budget, PlannedMethod, StudyPlan, dump
 from densekd.study.calibration import median_of, steps_for
 from densekd.study.machine import Share
-from densekd.study.methods import NONE, Method
+from densekd.study.methods import Method
 from densekd.study.pool import Job, run_jobs
 from densekd.study.progress import Silent
 from densekd.study.tasks import digest_of
@@ -48,14 +48,14 @@ def write_plan(folder: Path, plan: StudyPlan) -> None:
 def planned_steps(plan: StudyPlan | None, methods: Sequence[Method]) -> dict[str, int | None]:
     """Steps of each method as a run's recipe has them; None: the recipe's own, and so for the student alone."""
     known = {} if plan is None or plan.budget == "steps" else {entry.name: entry.steps for entry in plan.methods}
-    return {method.name: None if method.name == NONE else known.get(method.name) for method in methods}
+    return {method.name: None if method.name == STUDENT_ALONE else known.get(method.name) for method in methods}
 
 
 def current(plan: StudyPlan | None, base: Recipe, methods: Sequence[Method]) -> dict[str, PlannedMethod]:
     """The plan's entries that still hold: of methods whose recipe, and that of the student alone, are unchanged."""
     digests = {method.name: digest_of(method.recipe(base, 0)) for method in methods}
     entries = {} if plan is None else {entry.name: entry for entry in plan.methods}
-    if NONE in entries and entries[NONE].recipe_sha256 != digests[NONE]:
+    if STUDENT_ALONE in entries and entries[STUDENT_ALONE].recipe_sha256 != digests[STUDENT_ALONE]:
         return {}
     return {name: entry for name, entry in entries.items() if digests.get(name) == entry.recipe_sha256}
 
@@ -93,15 +93,15 @@ def plan_by_seconds(
     if not missing:
         assert before is not None
         return before
-    timed = [methods[0], *(method for method in missing if method.name != NONE)]
+    timed = [methods[0], *(method for method in missing if method.name != STUDENT_ALONE)]
     watch.said(f"budget: timing a few steps of {', '.join(method.name for method in timed)}")
-    alone = steps[NONE]
+    alone = steps[STUDENT_ALONE]
     seconds = _calibrate(base, timed, alone, share, folder, watch)
-    reference, _ = seconds[NONE]
+    reference, _ = seconds[STUDENT_ALONE]
     made = []
     for method in missing:
         own, count = seconds[method.name]
-        length = alone if method.name == NONE else steps_for(alone, reference, own)
+        length = alone if method.name == STUDENT_ALONE else steps_for(alone, reference, own)
         made.append(
             PlannedMethod(
                 name=method.name,
@@ -112,7 +112,7 @@ def plan_by_seconds(
                 recipe_sha256=digest_of(method.recipe(base, 0)),
             )
         )
-    budget = alone * reference if before is None or NONE not in held else before.seconds
+    budget = alone * reference if before is None or STUDENT_ALONE not in held else before.seconds
     return _joined(before, "seconds", budget, [*held.values(), *made], share)
 
 
@@ -170,7 +170,7 @@ def told(plan: StudyPlan, methods: Sequence[Method]) -> list[str]:
         return []
     lines = [
         f"budget: {plan.seconds:.1f} s of training for each method, as long as the student alone takes for its "
-        f"{entries[NONE].steps} steps"
+        f"{entries[STUDENT_ALONE].steps} steps"
     ]
     for method in methods[1:]:
         entry = entries[method.name]

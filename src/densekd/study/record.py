@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from densekd.records import (
+    STUDENT_ALONE,
     BestScores,
     RunRecord,
     Scores,
@@ -18,7 +19,7 @@ from densekd.records import (
     StudyTeacher,
     environment,
 )
-from densekd.study.methods import NONE, Method
+from densekd.study.methods import Method
 from densekd.study.statistics import paired_gain, spread
 
 Records = Mapping[int, RunRecord]
@@ -43,7 +44,7 @@ def study_record(
         failures: the runs that did not finish, by the method's name.
         data: the recipe's data.
     """
-    alone = runs.get(NONE, {})
+    alone = runs.get(STUDENT_ALONE, {})
     lines = [summarise(method, runs.get(method.name, {}), alone, failures.get(method.name, ())) for method in methods]
     return StudyRecord(
         name=name,
@@ -63,7 +64,7 @@ def summarise(method: Method, runs: Records, alone: Records, failures: Sequence[
     seconds = [value for record in records if (value := record.cost.seconds_per_step) is not None]
     peaks = [value for record in records if (value := record.cost.peak_memory_bytes) is not None]
     splits = records[0].extra_splits if records else {}
-    compared = method.name != NONE
+    compared = method.name != STUDENT_ALONE
     return StudyMethod(
         name=method.name,
         where=method.where,

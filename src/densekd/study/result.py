@@ -9,7 +9,7 @@ from typing import Any
 
 from densekd import files
 from densekd.errors import DensekdError
-from densekd.records import StudyRecord, dump
+from densekd.records import StudyRecord, dump, run_name
 from densekd.report import REPORT, write_study_report
 from densekd.runs import Run
 from densekd.study.figures import FIGURES, write_figures
@@ -45,7 +45,7 @@ class Study:
     def failures(self) -> list[str]:
         """A line for each run that failed."""
         return [
-            f"{line.name}-s{failure.seed}: {failure.reason}"
+            f"{run_name(line.name, failure.seed)}: {failure.reason}"
             + (f" (its output: {self.path / failure.output})" if failure.output else "")
             for line in self.record.methods
             for failure in line.failed

@@ -12,7 +12,7 @@ from densekd.config import Recipe
 from densekd.errors import CheckpointError, ConfigError, RunError, nearest
 from densekd.launch import require_one_process
 from densekd.models.checkpoint_file import resolve_checkpoint
-from densekd.records import Budget
+from densekd.records import Budget, run_name
 from densekd.runs.asked_teacher import require_teacher
 from densekd.runs.device import choose_device
 from densekd.runs.execute import RecipeLike, resolve
@@ -144,7 +144,7 @@ def _budget(text: str) -> Budget:
 def _require_names(methods: Sequence[Method], seeds: Sequence[int]) -> None:
     """Refuse labels of which no folder could be named."""
     for method in methods:
-        size = max(len(f"{method.name}-s{seed}".encode()) for seed in seeds)
+        size = max(len(run_name(method.name, seed).encode()) for seed in seeds)
         if size > _LONGEST:
             raise ConfigError(
                 f"label {method.name[:40] + '...'!r}: the folder of its runs, LABEL-sSEED, would have a name of {size} "

@@ -7,13 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densekd.records import Gain, StudyMethod, StudyRecord, StudyScores
-from densekd.study.methods import NONE
+from densekd.records import STUDENT_ALONE, Gain, StudyMethod, StudyRecord, StudyScores
 
 
 def title_of(name: str) -> str:
     """A method in words."""
-    return "student alone" if name == NONE else f"student + {name}"
+    return "student alone" if name == STUDENT_ALONE else f"student + {name}"
 
 
 def study_rows(record: StudyRecord) -> list[dict[str, Any]]:

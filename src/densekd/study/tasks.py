@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 from densekd import files
 from densekd.config import Recipe, recipe_digest
 from densekd.errors import CheckpointError, ConfigError, RunError
-from densekd.records import RunRecord
+from densekd.records import RunRecord, read_run_name, run_name
 from densekd.runs import Run
 from densekd.runs.folder import differences
 from densekd.runs.lock import claimed
@@ -19,7 +18,6 @@ from densekd.study.methods import Method
 
 OUTPUT = "output.txt"
 _TOLD = 3
-_RUN = re.compile(r".+-s\d+")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def plan_tasks(
     for seed in seeds:
         for method in methods:
             recipe = method.recipe(base, seed, steps=steps[method.name], threads=threads)
-            name = f"{method.name}-s{seed}"
+            name = run_name(method.name, seed)
             found.append(_task(name, method, seed, folder / name, recipe, teacher))
     return found
 
@@ -130,7 +128,7 @@ def left_aside(tasks: Sequence[Task], folder: Path) -> list[str]:
     """
     asked = {task.name for task in tasks}
     found = {path.parent.name for path in folder.glob("*-s*/recipe.yaml")}
-    others = sorted(name for name in found - asked if _RUN.fullmatch(name))
+    others = sorted(name for name in found - asked if read_run_name(name) is not None)
     if not others:
         return []
     shown = ", ".join(others[:_TOLD]) + (f" and {len(others) - _TOLD} more" if len(others) > _TOLD else "")
