@@ -259,7 +259,7 @@ def test_a_run_that_ends_early_says_what_it_could_not_write(tmp_path: Path) -> N
     from reportkit import run_record
 
     recorder = Recorder(tmp_path, run_record(), 1)
-    recorder.rows = [{"step": "1", "seconds": "1", "data_wait": "0"}]
+    recorder.rows.append({"step": "1", "seconds": "1", "data_wait": "0"})
     with watched(full_from(0)):
         said = recorder.leave(status="failed", error="other")
     words = "could not be written: No space left on device"

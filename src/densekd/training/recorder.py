@@ -15,6 +15,7 @@ from densekd.errors import CheckpointError
 from densekd.records import ConfusionRecord, RunRecord, dump
 from densekd.training.checkpointer import Position
 from densekd.training.columns import AFTER, BEFORE, EVALUATIONS
+from densekd.training.log_rows import LogRows
 from densekd.training.stepper import StepResult
 
 _FLUSH_SECONDS = 20.0
@@ -31,7 +32,7 @@ class Recorder:
 
     def __init__(self, folder: Path, record: RunRecord, log_every: int, *, writes: bool = True) -> None:
         self.folder, self.record, self.log_every, self.writes = folder, record, log_every, writes
-        self.rows: list[dict[str, str]] = []
+        self.rows = LogRows()
         self._written = time.monotonic()
         self._seconds_before = record.cost.total_seconds
         self._begin = time.monotonic()
@@ -49,8 +50,11 @@ class Recorder:
         if step < self.log_every or not self.writes:
             return
         try:
-            rows = list(csv.DictReader(io.StringIO(self.log_path.read_text(encoding="utf-8"))))
-            self.rows = [row for row in rows if int(row["step"]) <= step and float(row["seconds"]) >= 0]
+            rows = LogRows()
+            for row in csv.DictReader(io.StringIO(self.log_path.read_text(encoding="utf-8"))):
+                if int(row["step"]) <= step and float(row["seconds"]) >= 0:
+                    rows.append(row)
+            self.rows = rows
         except FileNotFoundError:
             raise CheckpointError(f"{self.log_path}: no such file, but a checkpoint at step {step} exists") from None
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
@@ -75,12 +79,7 @@ class Recorder:
     def write_log(self) -> None:
         """Write `log.csv`."""
         if self.rows and self.writes:
-            columns = list(dict.fromkeys(name for row in self.rows for name in row))
-            stream = io.StringIO()
-            writer = csv.DictWriter(stream, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            files.write_text(self.log_path, stream.getvalue())
+            files.write_text(self.log_path, self.rows.text())
         self._written = time.monotonic()
 
     def write_evaluations(self, position: Position) -> None:
@@ -136,7 +135,7 @@ class Recorder:
 
     def seconds_per_step(self) -> float | None:
         """Median seconds of a step, the first three left out (they pay for start-up)."""
-        seconds = [float(row["seconds"]) for row in self.rows[_WARM_UP:] or self.rows]
+        seconds = self.rows.seconds[_WARM_UP:] or self.rows.seconds
         return round(statistics.median(seconds), 6) if seconds else None
 
     def data_wait(self) -> float | None:
@@ -144,8 +143,7 @@ class Recorder:
 
         The sum of the waits of all logged steps after the first three over the sum of their seconds.
         """
-        rows = self.rows[_WARM_UP:]
-        seconds = sum(float(row["seconds"]) for row in rows)
-        if len(rows) < _ENOUGH or seconds <= 0:
+        waits, seconds = self.rows.data_wait[_WARM_UP:], sum(self.rows.seconds[_WARM_UP:])
+        if len(waits) < _ENOUGH or seconds <= 0:
             return None
-        return round(sum(float(row["data_wait"]) for row in rows) / seconds, 4)
+        return round(sum(waits) / seconds, 4)
