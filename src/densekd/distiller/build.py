@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from densekd.adapters import keyed_seed
 from densekd.class_map import ClassMap
+from densekd.distiller.asking import wants_images
 from densekd.distiller.plan import TermPlan, build_modules, describe, plan_term
-from densekd.distiller.sides import Sides, student_sides, teacher_sides, wants_images
+from densekd.distiller.sides import Sides, student_sides, teacher_sides
 from densekd.distiller.term import Term
 from densekd.distiller.unused import find_unused, summarise, tensors_in
 from densekd.distiller.weights import look_at_weights

@@ -7,21 +7,22 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from densekd.adapters import Layout, nearest_resize
 from densekd.class_map import ClassMap
+from densekd.distiller.asking import asked
 from densekd.distiller.build import as_batch, as_source, build, check_networks, teacher_network
 from densekd.distiller.checks import check_labels, check_options, check_sizes, check_valid, check_value
 from densekd.distiller.output import DistillOutput, TermValues
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.distiller.reported import reported
-from densekd.distiller.sides import call, chosen, size_of, submitted, wants_images
+from densekd.distiller.sides import call, size_of
 from densekd.distiller.term import Term, check_terms, checked_weight
-from densekd.errors import ArgumentError, TapError, nearest
+from densekd.distiller.zero import zero
+from densekd.errors import ArgumentError, nearest
 from densekd.losses import Adversary
-from densekd.taps import TapReader, main_output
+from densekd.taps import TapReader
 from densekd.teacher import Batch, TeacherImages, TeacherInput, TeacherSource
 
 
@@ -205,7 +206,8 @@ class Distiller(nn.Module):
         """
         names = [name for name, weight in self._weights.items() if weight != 0.0]
         output, values = self.values(Batch(args, kwargs, samples), labels, valid, names)
-        total = self._zero(output, values)
+        left_out = [self.adapters[plan.key] for plan in self._plans if plan.name not in values]
+        total = zero(output, values, left_out, self.student)
         parts: dict[str, Tensor] = {}
         for name, weight in self._weights.items():
             if name in values:
@@ -243,7 +245,7 @@ class Distiller(nn.Module):
                 raise ArgumentError(f"term {plan.name!r} needs labels: call distiller(images, labels=labels)")
         # The teacher first: its activations are gone before the student builds its graph.
         # Where it has a device or a stream of its own, it goes on while the student runs.
-        teacher_batch, collect = self._submit(batch, plans)
+        teacher_batch, collect = asked(self._source, self.teacher_images, batch, plans)
         student_taps = dict.fromkeys(plan.student.tap for plan in plans)
         output, student_maps = self._reader.run(self.student, batch.args, batch.kwargs, student_taps)
         teacher_maps = collect()
@@ -263,43 +265,6 @@ class Distiller(nn.Module):
             )
             values[plan.name] = check_value(value, plan.name)
         return TermValues(output, values)
-
-    def _submit(self, batch: Batch, plans: Sequence[TermPlan]) -> tuple[Batch, Callable[[], dict[str, Tensor]]]:
-        """Start the teacher: the batch as it gets it, and what waits for its maps."""
-        if not plans:
-            return batch, dict
-        taps = [plan.teacher.tap for plan in plans]
-        with torch.no_grad():
-            if self.teacher_images is not None and wants_images(self._source):
-                batch = batch.with_images(self.teacher_images(batch.images))
-            started = submitted(self._source, batch)
-
-        def collect() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return chosen(started(), taps)
-
-        return batch, collect
-
-    def _zero(self, output: Any, values: Mapping[str, Tensor]) -> Tensor:
-        """A zero that depends on what this step leaves out, so that every parameter still gets a gradient.
-
-        The sum over an empty slice: zero and with zero gradient even where the values are not finite.
-        """
-        rest = [plan for plan in self._plans if plan.name not in values]
-        left_out: list[Tensor] = [p for plan in rest for p in self.adapters[plan.key].parameters() if p.requires_grad]
-        if not values:
-            left_out.append(self._student_tensor(output))
-        zero = next(iter(values.values())).new_zeros(()) if values else torch.zeros((), device=left_out[-1].device)
-        for tensor in left_out:
-            zero = zero + tensor.reshape(-1)[:0].sum()
-        return zero
-
-    def _student_tensor(self, output: Any) -> Tensor:
-        try:
-            main = main_output(output)
-        except TapError:
-            return next(p for p in self.student.parameters() if p.requires_grad)
-        return main
 
     def train(self, mode: bool = True) -> Distiller:
         """Training mode of student and adapters; the teacher stays in evaluation mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from densekd.adapters import Layout, find_layout
+from densekd.distiller.asking import chosen, not_given
 from densekd.distiller.plan import Side
-from densekd.errors import TapError, nearest
+from densekd.errors import TapError
 from densekd.taps import DryRun, TapReader, dry_run, holds_class_map, logits_candidate, main_output
 from densekd.teacher import Batch, LiveTeacher, TeacherSource
 
@@ -51,7 +52,7 @@ def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> S
         if isinstance(source, LiveTeacher):
             missing = [tap for tap in taps if tap not in source.reader.names]
             if missing:
-                raise TapError(_not_given(missing[0], source.reader.names))
+                raise TapError(not_given(missing[0], source.reader.names))
             network = source.network.eval()
             found = dry_run(source.reader, network, batch.args, batch.kwargs)
             return _sides("teacher", network, source.reader, found, batch)
@@ -61,39 +62,6 @@ def teacher_sides(source: TeacherSource, taps: Sequence[str], batch: Batch) -> S
     classes = getattr(source, "classes", None)
     sides = {tap: _side("teacher", tap, tapped, batch, tap in known, classes, upright) for tap, tapped in maps.items()}
     return Sides(sides, classes, list(getattr(source, "notices", ())))
-
-
-def wants_images(source: TeacherSource) -> bool:
-    """Whether a source looks at the images of a batch: one that has stored its maps does not."""
-    return bool(getattr(source, "needs_images", True))
-
-
-def submitted(source: TeacherSource, batch: Batch) -> Callable[[], Mapping[str, Tensor]]:
-    """Ask a source for its maps: what is returned gives them, once they are wanted."""
-    submit: Callable[[Batch], Callable[[], Mapping[str, Tensor]]] | None = getattr(source, "submit", None)
-    if submit is not None:
-        return submit(batch)
-    maps = source.maps(batch)
-    return lambda: maps
-
-
-def chosen(maps: Mapping[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
-    """The maps of `taps`, detached.
-
-    Raises:
-        TapError: the source does not give one of them.
-    """
-    for tap in taps:
-        if not isinstance(maps.get(tap), Tensor):
-            raise TapError(_not_given(tap, maps))
-    return {tap: maps[tap].detach() for tap in taps}
-
-
-def _not_given(tap: str, given: Mapping[str, object]) -> str:
-    return (
-        f"the teacher source gives no map {tap!r}{nearest(tap, given)}; it gives: "
-        f"{', '.join(map(repr, given)) or 'none'}; name its taps when it is made, or change the term's teacher tap"
-    )
 
 
 def _sides(who: str, network: nn.Module, reader: TapReader, found: DryRun, batch: Batch) -> Sides:

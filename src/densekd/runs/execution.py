@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from pathlib import Path
 
 from accelerate import Accelerator
 
 from densekd.distiller import Distiller
-from densekd.errors import RunError
-from densekd.failures import explained
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
-from densekd.records import Cost, RunRecord, Scores, Status, dump
+from densekd.records import Cost, RunRecord, Scores, dump
 from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
+from densekd.runs.beginning import Beginning
 from densekd.runs.cache import stored_maps
 from densekd.runs.claim import Claim
+from densekd.runs.ending import Ending
 from densekd.runs.engine import engine, wrapped
 from densekd.runs.fast_teacher import fast_teacher
 from densekd.runs.folder import Run, begin_folder
@@ -33,9 +32,9 @@ from densekd.runs.looks import Looking
 from densekd.runs.memory import reset_peak
 from densekd.runs.page import leave_page
 from densekd.runs.progress import Quiet
-from densekd.runs.ranks import ElsewhereError, Ranks
+from densekd.runs.ranks import Ranks
 from densekd.runs.readiness import check_readiness
-from densekd.runs.restore import leave_finished, restore_student
+from densekd.runs.restore import leave_finished
 from densekd.runs.scoring import scorer
 from densekd.runs.synchronised import terms_not_shared
 from densekd.runs.tracking import Tracking
@@ -48,11 +47,10 @@ from densekd.training.optimizers import build_optimizer
 from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
 from densekd.training.sharding import shard
-from densekd.training.signals import Interrupted, StopSignals
+from densekd.training.signals import StopSignals
 from densekd.training.specs import TermSpec
 from densekd.training.stepper import Stepper
 
-_NONE = "none"
 _REPEATED = 5.0
 """Seconds within which a launcher hands a signal on that the terminal has sent to every process already."""
 
@@ -71,6 +69,7 @@ class Execution:
         self.idle: set[str] = set()
         self.tracking = Tracking(self.recipe, self.folder, self.progress.said, self._say, on=self.ranks.first)
         self.looking = Looking(parts, progress, self._say, on=self.ranks.first)
+        self.ending = Ending(self.folder, self.ranks, self.progress.said, self._cost)
 
     def go(self) -> None:
         reset_peak(self.parts.device)
@@ -115,45 +114,23 @@ class Execution:
     def _finish(self, loop: Loop, position: Position) -> None:
         """Looks, then "done", then the page: a run that says it is done lacks nothing that a resume would not write."""
         recorder = loop.recorder
-        try:
+        with self.ending.stopped(recorder):
             self.looking.after(loop, position, self.account.teacher_digest)
-        except (KeyboardInterrupt, SystemExit):
-            self._leave(recorder, "interrupted", self._left_at_once())
-            raise
         recorder.update(status="done", cost=recorder.record.cost)  # without the seconds that the looks took
         if self.recipe.report.page:
             leave_page(recorder, self.progress.said)
 
-    def _leave(self, recorder: Recorder, status: Status, error: str) -> None:
-        for line in recorder.leave(status=status, error=error, cost=self._cost(recorder)):
-            self.progress.said(line)
-
     def _train(self, loop: Loop) -> Position:
         recorder, warnings = loop.recorder, self.account.warnings
-        position = self._position(loop)
+        position = Beginning(self.claim, self.ranks, self.progress.said, self._say).position(loop)
         # The record may be older than the checkpoint: a kill can fall between the two.
         warnings += [line for line in remembered(position.numbers)["lines"] if line not in warnings]
         recorder.write_evaluations(position)
         recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
         self.tracking.begin(loop, position, self.parts, resumed=self.claim.resume)
-        try:
+        with self.ending.recorded(recorder):
             position = loop.run(position)
             extra = self._extra_splits(loop, position)
-        except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
-            said = str(stop) if isinstance(stop, Interrupted) else self._left_at_once()
-            self._leave(recorder, "interrupted", said)
-            if isinstance(stop, Interrupted):  # in all processes; the first says it
-                stop.told_elsewhere = not self.ranks.first
-                raise
-            raise self.ranks.told(stop) from None
-        except BaseException as error:
-            found = self.ranks.told(error)
-            known = (explained(found) if isinstance(found, OSError) else None) or found
-            words = str(found) if isinstance(found, ElsewhereError) else f"{type(known).__name__}: {known}"
-            self._leave(recorder, "failed", words)
-            if found is error:
-                raise
-            raise found from error
         told = last_words(remembered(position.numbers), position.skipped_steps, self.steps)
         for line in [*told, *waiting_words(recorder.data_wait(), self.recipe)]:
             self._say(line)
@@ -164,10 +141,6 @@ class Execution:
 
     def _cost(self, recorder: Recorder) -> Cost:
         return self.account.cost(recorder, self.parts.device)
-
-    def _left_at_once(self) -> str:
-        saved = (self.folder / "checkpoints" / "latest").is_file()
-        return f"left at once; {'the last checkpoint stands' if saved else 'no checkpoint was written yet'}"
 
     def _say(self, line: str) -> None:
         """A line that the user sees and the record keeps, once: a step that is taken again says it again."""
@@ -279,39 +252,3 @@ class Execution:
         extra = self.parts.data.extra.items()
         scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra}
         return {name: loop.evaluated(score, position).scores for name, score in scorers.items()}
-
-    def _position(self, loop: Loop) -> Position:
-        """Where the run stands: the first process chooses the checkpoint, all read it."""
-        if not self.claim.resume:
-            return Position()
-        chosen = self.ranks.from_first("the checkpoint", lambda: self._chosen(loop.checkpointer))
-        if chosen == _NONE:
-            return Position()
-        path = Path(chosen)
-        position = self.ranks.agreed("the checkpoint", lambda: self._loaded(loop, path))
-        self.progress.said(f"resuming from {path} (step {position.taken} of {self.steps})")
-        return position
-
-    def _chosen(self, checkpointer: Checkpointer) -> str:
-        found = checkpointer.latest()
-        for reason in found.damage:
-            self._say(f"checkpoint passed over: {reason}")
-        if found.path is None:
-            self.progress.said(f"{self.folder}: no checkpoint was written yet; starting from step 0")
-            return _NONE
-        return str(found.path)
-
-    def _loaded(self, loop: Loop, path: Path) -> Position:
-        if not path.is_dir():
-            raise RunError(f"{path}: not seen by process {self.ranks.launch.rank}; all machines must share the folder")
-        position = loop.checkpointer.load(path, loop.stepper)
-        loop.recorder.resume_at(position.taken)
-        if self.ranks.first:
-            loop.checkpointer.settle(position)
-        if position.last is not None and not position.evaluations:
-            self._say("the evaluations before this resume were not kept: an earlier version of densekd began the run")
-        if position.best is not None and self.ranks.first:
-            restored = restore_student(self.folder, self.recipe, int(position.best["step"]))
-            if restored is not None:
-                self._say(restored)
-        return position

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from densekd.config import Recipe
 from densekd.distiller import Distiller
-from densekd.distiller.sides import wants_images
+from densekd.distiller.asking import wants_images
 from densekd.evaluate import autocast, confusion, some_of
 from densekd.models.auxiliary import auxiliary_of
 from densekd.runs.assemble import Parts

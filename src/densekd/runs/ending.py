@@ -1,0 +1,73 @@
+"""How a run ends that does not come to its end: its record says why, and so does what is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from densekd.failures import explained
+from densekd.records import Cost, Status
+from densekd.runs.ranks import ElsewhereError, Ranks
+from densekd.training.recorder import Recorder
+from densekd.training.signals import Interrupted
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What keeps the record of a run that is interrupted or fails.
+
+    Attributes:
+        folder: of the run.
+        ranks: its processes.
+        said: called with lines for the user.
+        cost: what the run has cost so far.
+    """
+
+    folder: Path
+    ranks: Ranks
+    said: Callable[[str], None]
+    cost: Callable[[Recorder], Cost]
+
+    @contextmanager
+    def recorded(self, recorder: Recorder) -> Iterator[None]:
+        """Inside the block, what ends the run is written into its record, and raised as what it is in this process.
+
+        Raises:
+            ElsewhereError: it failed in another process first.
+        """
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt, SystemExit) as stop:
+            said = str(stop) if isinstance(stop, Interrupted) else self._left_at_once()
+            self._leave(recorder, "interrupted", said)
+            if isinstance(stop, Interrupted):  # in all processes; the first says it
+                stop.told_elsewhere = not self.ranks.first
+                raise
+            raise self.ranks.told(stop) from None
+        except BaseException as error:
+            found = self.ranks.told(error)
+            known = (explained(found) if isinstance(found, OSError) else None) or found
+            words = str(found) if isinstance(found, ElsewhereError) else f"{type(known).__name__}: {known}"
+            self._leave(recorder, "failed", words)
+            if found is error:
+                raise
+            raise found from error
+
+    @contextmanager
+    def stopped(self, recorder: Recorder) -> Iterator[None]:
+        """Inside the block, after the training, only who stops the run is written into its record."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self._leave(recorder, "interrupted", self._left_at_once())
+            raise
+
+    def _leave(self, recorder: Recorder, status: Status, error: str) -> None:
+        for line in recorder.leave(status=status, error=error, cost=self.cost(recorder)):
+            self.said(line)
+
+    def _left_at_once(self) -> str:
+        saved = (self.folder / "checkpoints" / "latest").is_file()
+        return f"left at once; {'the last checkpoint stands' if saved else 'no checkpoint was written yet'}"
