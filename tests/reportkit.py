@@ -13,7 +13,8 @@ import yaml
 
 from densekd import files
 from densekd.looks.pictures import ids_file, packed, photo_file
-from densekd.looks.records import Answer, PictureRow, PicturesFile, as_file
+from densekd.looks.records import Answer, MapImage, MapsFile, PictureRow, PicturesFile, as_file
+from densekd.looks.terms import TermLooks, look
 from densekd.records import (
     BestScores,
     ConfusionRecord,
@@ -74,8 +75,8 @@ def keep_run(
     return folder
 
 
-def keep_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> None:
-    """Under `looks/` of a run: `count` images of noise, each with its truth and the answers of three networks."""
+def picture_files(count: int, size: tuple[int, int] = (48, 64)) -> dict[str, bytes]:
+    """For a folder of looks: `count` images of noise, each with its truth and the answers of three networks."""
     generator = torch.Generator().manual_seed(0)
     rows, held = [], {}
     for place in range(count):
@@ -93,8 +94,30 @@ def keep_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) ->
     titles = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
     colors = [(70, 130, 180), (128, 64, 128), (107, 142, 35)]
     record = PicturesFile(rule="all", classes=list(CLASSES), palette=colors, networks=titles, rows=rows)
-    content = {"pictures.json": as_file(record), "pictures.safetensors": packed(held)}
-    files.write_folder(folder / "looks", content)
+    return {"pictures.json": as_file(record), "pictures.safetensors": packed(held)}
+
+
+def map_files() -> dict[str, bytes]:
+    """For a folder of looks: softened maps of two terms on two images, one of a method that does not soften."""
+    generator = torch.Generator().manual_seed(0)
+    names = [f"map-{place}.jpg" for place in range(2)]
+    photos = {name: photo_file(torch.randint(0, 256, (3, 48, 64), generator=generator).byte()) for name in names}
+    records, planes = [], {}
+    for place, method in enumerate(("channelwise", "pixelwise")):
+        teacher, before, noise = (3 * torch.randn(2, 3, 12, 16, generator=generator) for _ in range(3))
+        students = {"before": before, "after": teacher + 0.2 * noise}
+        found = {key: [look(own, given, 4.0, None) for own, given in zip(maps, teacher, strict=True)]
+                 for key, maps in students.items()}  # fmt: skip
+        term = TermLooks(
+            f"{method}:logits", method, "logits", "logits", 4.0, place == 0, [HOSTILE, "road", "tree"], found
+        )
+        record, shown = term.settled(2, f"{place}")
+        records.append(record)
+        planes |= shown
+    titles = {"teacher": "teacher", "before": "student before training", "after": "student after training"}
+    images = [MapImage(index=place, name=f"{HOSTILE}{place}", file=name) for place, name in enumerate(names)]
+    whole = MapsFile(rule="on 2 images", networks=titles, images=images, terms=records)
+    return {"maps.json": as_file(whole), "maps.safetensors": packed(photos, planes)}
 
 
 def _keep_log(folder: Path, record: RunRecord, term: str) -> None:

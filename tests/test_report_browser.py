@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from browserkit import browser as browser
+from browserkit import lightness, showing
+from densekd import files
 from densekd.records import ConfusionRecord, Counts
 from densekd.report import write_page, write_report, write_study_report
-from reportkit import CLOSING, HOSTILE, keep_pictures, keep_run, method, run_record, study_record
+from reportkit import CLOSING, HOSTILE, keep_run, map_files, method, picture_files, run_record, study_record
 
 pytestmark = pytest.mark.slow
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    where = os.environ.get("DENSEKD_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if where is None:
-        pytest.skip("no Chromium is installed here: pages were not opened in a browser (apt-get install chromium)")
-    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with library.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +26,12 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     kept = ConfusionRecord(split="val", classes=list(names), final=counts, best=counts)
     (many / "confusion.json").write_text(kept.model_dump_json(by_alias=True))
     run = keep_run(root / "run", run_record(0.45, preflight={"terms": {"terms": [{"name": "t" * 90}]}}))
-    keep_pictures(run, 2)
+    files.write_folder(run / "looks", {**picture_files(2), **map_files()})
     failed = keep_run(root / "failed", run_record(None, status="failed", error="a" * 400))
     folder = root / "study"
     for name in ("none", "channelwise"):
         keep_run(folder / f"{name}-s0", run_record(0.4, method=name))
+    files.write_folder(folder / "channelwise-s0" / "looks" / "beside", {**picture_files(1), **map_files()})
     record = study_record(
         method("none", [0.40, 0.42]),
         method("channelwise", [0.43, 0.46], (0.035, 0.03, 0.04)),
@@ -60,26 +49,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def opened(browser, pages):
     """Opens a page; at the end, nothing may have been fetched, logged or thrown."""
-    contexts, found = [], []
-
-    def show(kind: str, width: int = 1280, **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: found.append(message.text))
-        page.on("pageerror", lambda error: found.append(str(error)))
-        page.on("dialog", lambda dialog: (found.append(dialog.message), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda asked: None if asked.url.startswith(("file:", "data:")) else found.append(asked.url),
-        )
-        page.goto(pages[kind].as_uri())
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert found == []
+    with showing(browser, ("file:", "data:")) as show:
+        yield lambda kind, **options: show(pages[kind], **options)
 
 
 KINDS = ("many", "run", "failed", "study", "runs")
@@ -89,9 +60,7 @@ KINDS = ("many", "run", "failed", "study", "runs")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_both_colour_schemes(opened, kind, scheme):
     page = opened(kind, color_scheme=scheme)
-    colors = page.evaluate("(([b, s]) => [b.backgroundColor, b.color])([getComputedStyle(document.body)])")
-    # The lightness of paper and ink, from 0 to 255: far apart, and the right way round.
-    paper, ink = (sum(map(int, color[4:-1].split(","))) / 3 for color in colors)
+    paper, ink = lightness(page)  # far apart, and the right way round
     assert abs(paper - ink) > 150
     assert (paper > ink) == (scheme == "light")
     drawn = page.evaluate(
@@ -169,13 +138,68 @@ def test_pictures_have_a_size_and_words(opened, kind):
     ) == 0  # fmt: skip
 
 
+SECTION = "section[aria-labelledby={}]"
+
+
+def pictures_of(page, section):
+    """Pictures of a section with their places on the page, alternative texts and captions."""
+    return page.evaluate(
+        """id => [...document.querySelectorAll(`section[aria-labelledby=${id}] figure`)].map(one => {
+            const image = one.querySelector("img"), caption = one.querySelector("figcaption")
+            const box = image.getBoundingClientRect()
+            return {
+                natural: image.naturalWidth, width: box.width, height: box.height, left: box.left, right: box.right,
+                bottom: box.bottom, below: caption.getBoundingClientRect().top, alt: image.alt,
+                caption: caption.innerText,
+            }
+        })""",
+        section,
+    )
+
+
 def test_kept_pictures_are_shown(opened):
     page = opened("run")
-    shown = page.evaluate("[...document.images].map(one => one.naturalWidth)")
+    shown = pictures_of(page, "pictures")
     assert len(shown) == 2 * 8  # image and truth, answer and errors of three networks
-    assert all(width == 256 for width in shown)
-    alts = page.evaluate("[...document.images].map(one => one.alt)")
-    assert sum(alt.startswith("Errors of ") for alt in alts) == 2 * 3
+    assert all(one["natural"] == 256 for one in shown)
+    assert sum(one["alt"].startswith("Errors of ") for one in shown) == 2 * 3
+    # What has no label: stripes of the page in the legend, of the picture in the maps.
+    swatch = page.locator(f"{SECTION.format('pictures')} i").last
+    assert swatch.evaluate("one => getComputedStyle(one).backgroundImage").startswith("repeating-linear-gradient(")
+
+
+@pytest.mark.parametrize("kind", ["run", "study"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_softened_maps_are_shown(opened, kind, scheme, width):
+    page = opened(kind, width=width, color_scheme=scheme)
+    shown = pictures_of(page, "maps")
+    assert len(shown) == 2 * 2 * 4  # terms, channels; image, teacher, before, after
+    for place, one in enumerate(shown):
+        assert one["natural"] == 256
+        assert one["height"] == pytest.approx(one["width"] * 0.75, abs=1)
+        assert 100 < one["width"] <= 256
+        assert 0 <= one["left"] < one["right"] <= width
+        titles = ("image", "teacher: entropy", "student before training: entropy", "student after training: entropy")
+        assert one["caption"].startswith(titles[place % 4])
+        assert (", KL " in one["caption"]) == (place % 4 > 1)
+        assert one["below"] >= one["bottom"]
+    assert all(one["alt"].startswith("Image " if place % 4 == 0 else "Where ") for place, one in enumerate(shown))
+    assert all(": brightest " in one["alt"] for place, one in enumerate(shown) if place % 4)
+    section = page.locator(SECTION.format("maps"))
+    heads = section.locator("h3").all_inner_texts()
+    assert [head.split(" (")[0] for head in heads] == ["channelwise:logits", "pixelwise:logits"]
+    told = section.inner_text()
+    assert "at temperature 4, as the term itself does" in told
+    assert "pixelwise does not soften over positions" in told
+    assert "nearer to the teacher" in told
+    # The scale below each row of maps is a drawn bar, and letters are seen on the page's ground.
+    bars = section.locator("p span[style*=gradient]")
+    assert bars.count() == 4
+    assert all(bars.nth(place).bounding_box()["width"] > 60 for place in range(4))
+    ground, _ = lightness(page)
+    soft = section.locator("figcaption").first.evaluate("one => getComputedStyle(one).color")
+    assert abs(sum(map(int, soft[4:-1].split(","))) / 3 - ground) > 70
 
 
 @pytest.mark.parametrize("kind", ["many", "study"])
@@ -194,5 +218,5 @@ def test_the_page_is_small(pages):
 @pytest.mark.long
 def test_the_most_pictures_of_what_compresses_worst(tmp_path):
     run = keep_run(tmp_path / "run", run_record(0.45), logged=False)
-    keep_pictures(run, 24, (480, 480))
+    files.write_folder(run / "looks", {**picture_files(24, (480, 480)), **map_files()})
     assert write_report(run).stat().st_size < 10_000_000

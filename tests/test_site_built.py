@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from browserkit import browser as browser
+from browserkit import lightness, showing
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -62,39 +63,11 @@ def test_names_of_the_api_lead_to_each_other(site: Path) -> None:
     assert text.count("&gt;&gt;&gt;") >= 17
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    where = os.environ.get("DENSEKD_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if where is None:
-        pytest.skip("no Chromium is installed here: the site was not opened in a browser (apt-get install chromium)")
-    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with library.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def opened(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
     """Opens a page of the site from disk; at the end, nothing may have left the folder, failed or been thrown."""
-    contexts: list[Any] = []
-    found: list[str] = []
-
-    def show(page: str, width: int = 1280, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        shown_page = context.new_page()
-        shown_page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
-        shown_page.on("pageerror", lambda error: found.append(str(error)))
-        ours = (site.as_uri(), "data:", "blob:", "about:")
-        shown_page.on("request", lambda asked: None if asked.url.startswith(ours) else found.append(asked.url))
-        shown_page.goto((site / page).as_uri())
-        return shown_page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert found == []
+    with showing(browser, (site.as_uri(), "data:", "blob:", "about:"), logged=("error",)) as show:
+        yield lambda page, **options: show(site / page, **options)
 
 
 PAGES = ("index.html", "results.html", "commands.html", "api/functional.html", "repository/CHANGELOG.html")
@@ -118,10 +91,8 @@ def test_pages_fit_a_phone(opened: Callable[..., Any], name: str) -> None:
 
 
 def test_both_colour_schemes(opened: Callable[..., Any]) -> None:
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light, dark = (opened("index.html", color_scheme=scheme).evaluate(ground) for scheme in ("light", "dark"))
-    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (light, dark)]
-    assert brightness[0] > 600 > 200 > brightness[1]
+    light, dark = (lightness(opened("index.html", color_scheme=scheme))[0] for scheme in ("light", "dark"))
+    assert light > 200 > 66 > dark
 
 
 def test_search_works_from_disk(opened: Callable[..., Any]) -> None:

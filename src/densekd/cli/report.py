@@ -47,7 +47,7 @@ def _look(folders: list[Path], quiet: bool) -> None:
         return
     with watching(quiet) as watch:
         lines = keep_beside(*pair, watch.looking)
-    for line in lines:
+    for line in () if quiet else lines:
         complain(line)
 
 
