@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from densekd import files
 from densekd.errors import ArgumentError, ShapeError
 from densekd.functional.operator import definition
 from densekd.looks.choice import changed_most, extremes, moved_most
 from densekd.looks.networks import mask_at, middle, padded
 from densekd.looks.pictures import ids_file, packed, photo_file, read_ids, seen_file, unpacked
-from densekd.looks.records import ImageScore, as_file, as_text
+from densekd.looks.records import ImageScore, as_file
 from densekd.looks.softened import density, divergence, entropy, fitting, log_shares
 from densekd.looks.terms import TermLooks, channel_names, look
 from densekd.metrics import image_scores
@@ -193,7 +194,7 @@ class TestFiles:
 
     def test_a_name_that_is_no_text_can_be_written(self):
         name = "a\udcff\"<b>'.png"
-        assert b"\\\\udcff" in as_file(ImageScore(name=as_text(name), miou=None, accuracy=None))
+        assert b"\\\\udcff" in as_file(ImageScore(name=files.as_text(name), miou=None, accuracy=None))
 
 
 class TestDrawing:

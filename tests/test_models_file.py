@@ -69,12 +69,12 @@ def test_a_function_of_a_file_beside_the_recipe(folder: Path) -> None:
     network = build_model(spec, 5, base_folder=folder, notices=notices)
     assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
     assert network.backbone.out_channels == 4
-    assert notices == [f"{folder / 'net.py'} was executed, because the model reference names it"]
+    assert notices == [f"{folder / 'net.py'} is executed, because the model reference names it"]
     assert build(folder, "build").backbone.out_channels == 6
 
 
 def test_the_notice_is_a_warning_without_a_list(folder: Path) -> None:
-    with pytest.warns(UserWarning, match="was executed, because the model reference names it"):
+    with pytest.warns(UserWarning, match="is executed, because the model reference names it"):
         build_model(ModelSpec(model="net.py:build"), 5, base_folder=folder)
 
 

@@ -375,8 +375,8 @@ class TestOwnCode:
         monkeypatch.chdir(tmp_path)
         code, err = densekd("train", "own.yaml", "train.steps=2", "--out", "run")
         assert code == 0
-        assert "nets.py was executed, because the model reference names it" in err
-        assert any("nets.py was executed" in line for line in Run.load("run").record.warnings)
+        assert err.startswith(f"{place}/nets.py is executed, because the model reference names it")
+        assert any("nets.py is executed" in line for line in Run.load("run").record.warnings)
         assert densekd("evaluate", "run")[1].startswith(f"{place}/nets.py is executed: the recipe of run names it")
         shutil.copytree("run", "given")
         given = ("given", place / "val" / "images")

@@ -137,8 +137,17 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write UTF-8 text atomically.
+
+    Bytes of a file's name that are no UTF-8, which Python keeps as lone surrogates, are written as their codes
+    (`\udce9`): in JSON and in quoted YAML that is the same text again, elsewhere it shows what stood there.
+    """
+    write_bytes(path, as_text(text).encode())
+
+
+def as_text(name: str) -> str:
+    r"""A file's name as text that can be written anywhere: bytes that are no UTF-8 as their codes (`\udce9`)."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, value: Any) -> None:

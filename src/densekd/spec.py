@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _named(path: str) -> str:
+    if not path:
+        raise ValueError("expected the path of a file or folder, got ''")
+    return path
+
+
+# pydantic's own `min_length` refuses names whose bytes are no UTF-8, which file systems have.
+PathText = Annotated[str, AfterValidator(_named), Field(json_schema_extra={"minLength": 1})]
+"""The path of a file or folder; not empty."""
 
 
 class Spec(BaseModel):

@@ -16,7 +16,7 @@ def replay_step(path: Path, overrides: dict[str, Any], watch: Any, *, quiet: boo
     from densekd.runs.replay import replay
 
     with watch:
-        found = replay(path, overrides, watch.checking, trust=trust)
+        found = replay(path, overrides, watch.checking, trust=trust, said=watch.said)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2, ensure_ascii=False) + "\n")
         return

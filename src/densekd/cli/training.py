@@ -171,7 +171,7 @@ def _print_dry_run(parts: Parts, quiet: bool, as_json: bool) -> None:
         sys.stdout.write(dump_recipe(recipe))
     if quiet:
         return
-    for notice in parts.notices:
+    for notice in parts.unseen:
         complain(notice)
     complain(
         f"dry run: training images: {parts.counts()}; validation images: {len(parts.data.val)}; {steps} steps; nothing "
@@ -250,7 +250,7 @@ def doctor(
     require_teacher(resolved)
     folder = out if out is not None else Path("runs") / resolved.name
     with watching(quiet) as watch:
-        parts = assemble(resolved, watch=watch.checking)
+        parts = assemble(resolved, watch=watch.checking, said=watch.said)
         steps = total_steps(resolved, len(parts.data.train))
         rehearse(parts)
         teacher = build_teacher(parts)
@@ -259,7 +259,7 @@ def doctor(
             parts.notices += looked_at(parts, distiller, weights_digest(teacher))[0]
         readiness = check_readiness(parts, distiller, teacher, steps=steps, folder=folder, watch=watch.examining)
     if not quiet:
-        for notice in [*parts.notices, *host_memory.notices(resolved.runtime), *readiness.notices]:
+        for notice in [*parts.unseen, *host_memory.notices(resolved.runtime), *readiness.notices]:
             complain(notice)
     if as_json:
         engine = None if readiness.engine is None else readiness.engine.as_dict()

@@ -6,15 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from densekd.spec import Spec
+from densekd.spec import PathText, Spec
 
 
 class CacheSpec(Spec):
     """The teacher's maps computed once and read back: `views` augmented views of each training image."""
 
-    root: str = Field(
+    root: PathText = Field(
         default="cache/teacher",
-        min_length=1,
         description="folder of the sets of stored maps, from the working directory; each lies in one of its own",
     )
     views: PositiveInt = Field(

@@ -107,7 +107,7 @@ def build(
     """
     teacher_batch = batch if images is None or not wants_images(source) else batch.with_images(images(batch.images))
     network = teacher_network(source)
-    alike = look_at_weights(student, network)
+    alike = look_at_weights(student, network, folded=isinstance(source, FrozenTeacher))
     with preserved(*filter(None, (student, network))), torch.enable_grad():
         teacher = _teacher_sides(source, terms, teacher_batch, images)
         training_without_norms(student)

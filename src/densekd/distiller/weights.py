@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from densekd.errors import ModelError
 
 
-def look_at_weights(student: nn.Module, teacher: nn.Module | None) -> list[str]:
+def look_at_weights(student: nn.Module, teacher: nn.Module | None, *, folded: bool) -> list[str]:
     """Notices about two networks that have little to say to each other.
 
     Args:
         teacher: None where its network is not known (stored maps, for instance).
+        folded: it is a copy that may have other weights than the teacher, and fewer: nothing is said of them.
 
     Raises:
         ModelError: weights or buffers that are not finite.
@@ -21,6 +22,11 @@ def look_at_weights(student: nn.Module, teacher: nn.Module | None) -> list[str]:
     if teacher is None:
         return []
     require_finite(teacher, "teacher")
+    return [] if folded else compare_weights(student, teacher)
+
+
+def compare_weights(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Notices about a teacher that is smaller than its student, or has the same weights."""
     found = []
     own, other = (sum(p.numel() for p in network.parameters()) for network in (student, teacher))
     if own > other > 0:

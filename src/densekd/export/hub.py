@@ -74,7 +74,7 @@ def write_hub_folder(student: Student, folder: Path, real: RealImages, watch: Wa
             path.relative_to(made).as_posix(): path.read_bytes() for path in sorted(made.rglob("*")) if path.is_file()
         }
     contents[FILE] = as_json(manifest)
-    contents[CARD] = card_text(student, manifest, folder.name, contents).encode()
+    contents[CARD] = files.as_text(card_text(student, manifest, folder.name, contents)).encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
     files.write_folder(folder, contents)
     return replace(opened, manifest=manifest)

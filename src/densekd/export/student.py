@@ -52,7 +52,7 @@ def student_of(run: Run) -> Student:
     classes = tuple(record.best.iou)
     ignore = 255 if isinstance(recipe.data, ScenesDataSpec) else recipe.data.ignore_index
     source = Source(
-        run=run.path.resolve().name,
+        run=files.as_text(run.path.resolve().name),
         seed=record.seed,
         method=record.method,
         student_sha256=files.sha256_file(run.weights),
@@ -67,5 +67,7 @@ def student_of(run: Run) -> Student:
         task=SegmentationTask(recipe.task, len(classes), ignore, classes),
         palette=palette_of(recipe.data, classes),
         source=source,
-        network_info=NetworkInfo(model=without_folders(recipe.student.model), options=dict(recipe.student.options)),
+        network_info=NetworkInfo(
+            model=files.as_text(without_folders(recipe.student.model)), options=dict(recipe.student.options)
+        ),
     )

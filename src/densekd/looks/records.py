@@ -20,11 +20,6 @@ def as_file(record: BaseModel) -> bytes:
     return (json.dumps(dump(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def as_text(name: str) -> str:
-    """A file's name as text that can be written: bytes that are no letters as `\\udc80`."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 class _File(Record):
     schema_version: Literal[1] = Field(default=1, alias="schema")
 

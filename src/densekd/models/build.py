@@ -10,7 +10,7 @@ from torch import nn
 from densekd.errors import ModelError
 from densekd.models.checkpoint import load_checkpoint
 from densekd.models.encoder import encoder_of
-from densekd.models.from_file import build_from_file
+from densekd.models.from_file import about_execution, build_from_file
 from densekd.models.from_smp import build_from_smp
 from densekd.models.from_timm import build_from_timm
 from densekd.models.from_torchvision import build_from_torchvision
@@ -55,6 +55,12 @@ def build_model(
     elif spec.encoder_checkpoint is not None:
         load_checkpoint(encoder_of(network, spec.model), spec.encoder_checkpoint, folder, notices=notices)
     return network
+
+
+def code_words(spec: ModelSpec | None) -> str | None:
+    """What `build_model` says of the file that it executes, to be told before; None for the networks of libraries."""
+    path = None if spec is None else parse_reference(spec.model).path
+    return None if path is None else about_execution(Path(path).expanduser())
 
 
 def _needed_options(spec: ModelSpec, notices: list[str] | None) -> dict[str, Any]:

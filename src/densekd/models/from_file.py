@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ def build_from_file(
     reference = f"{path}:{function}"
     if not path.is_file():
         raise ModelError(f"{reference}: no such file ({path.resolve()})")
-    say(notices, f"{path} was executed, because the model reference names it")
+    say(notices, about_execution(path))
     with _importable(path.resolve().parent):
         module = _execute(path.resolve())
         build = getattr(module, function, None)
@@ -51,9 +52,14 @@ def build_from_file(
     return network
 
 
+def about_execution(path: Path) -> str:
+    """The line for the user about a file that is executed."""
+    return f"{path} is executed, because the model reference names it"
+
+
 def _execute(path: Path) -> ModuleType:
     # The digest keeps two files of one name apart; the module stays in sys.modules so that its classes pickle.
-    name = f"{OWN_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{OWN_PREFIX}{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path}: not a Python file")

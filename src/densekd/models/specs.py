@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from densekd.models.names import expanded
 from densekd.models.reference import parse_reference
-from densekd.spec import Spec
+from densekd.spec import PathText, Spec
 
 
 def _several(value: Any) -> Any:
@@ -23,8 +23,7 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_inpu
 class CheckpointSpec(Spec):
     """A file of weights and how to read it. A plain string is shorthand for `{path: ...}`."""
 
-    path: str = Field(
-        min_length=1,
+    path: PathText = Field(
         description="a .safetensors file, a file of torch.save or Lightning that holds tensors alone, or the folder "
         "of a run (its student.safetensors); relative to the folder where the command runs",
     )

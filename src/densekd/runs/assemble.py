@@ -18,11 +18,12 @@ from densekd.data.transforms import EvalTransform, TrainTransform
 from densekd.data.unlabelled import Joined
 from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
+from densekd.distiller.weights import compare_weights
 from densekd.evaluate import autocast
 from densekd.launch import Launch
 from densekd.losses.catalog import loss_options, make_loss
 from densekd.models.auxiliary import attach_auxiliary, auxiliary_of
-from densekd.models.build import build_model
+from densekd.models.build import build_model, code_words
 from densekd.models.measure import Measured, measure
 from densekd.records import RunRecord
 from densekd.runs.asked_teacher import require_teacher, teacher_input
@@ -52,6 +53,9 @@ class Parts:
     student: nn.Module
     device: torch.device
     notices: list[str] = field(default_factory=list)
+    """Lines for the user, all of them."""
+    shown: list[str] = field(default_factory=list)
+    """Those that the user has seen."""
     unlabelled_per_batch: int = 0
     launch: Launch = field(default_factory=Launch)
     before: RunRecord | None = None
@@ -66,6 +70,11 @@ class Parts:
     """The fixed views of each training image; None: new ones in every epoch."""
     seen: Callable[[TrainView], View] | None = None
     """Checks the images of a batch against what the teacher saw when its maps were stored."""
+
+    @property
+    def unseen(self) -> list[str]:
+        """Notices that the user has yet to be shown, each once."""
+        return [line for line in dict.fromkeys(self.notices) if line not in self.shown]
 
     @property
     def share(self) -> Share:
@@ -155,6 +164,7 @@ def assemble(
     taught: bool = True,
     launch: Launch | None = None,
     before: RunRecord | None = None,
+    said: Callable[[str], None] | None = None,
 ) -> Parts:
     """Check and open the data, build task and student (its initial weights depend on the seed alone).
 
@@ -167,6 +177,8 @@ def assemble(
             stored maps, which say what views of the images there are.
         launch: which of several processes this is; default the only one.
         before: the record of the run to go on with.
+        said: shows the user which files of the recipe are executed, before the first one is; default nobody, and the
+            lines stand among the notices alone.
 
     Raises:
         ConfigError: the size of the training images does not fit the student, or there are fewer CPUs than
@@ -175,7 +187,7 @@ def assemble(
     """
     launch = launch or Launch()
     share = share_out(recipe.train, launch, before)
-    threads, said = usable_threads(recipe.runtime.threads, resumed=resumed)
+    threads, about_threads = usable_threads(recipe.runtime.threads, resumed=resumed)
     if threads is not None:
         torch.set_num_threads(threads)
     device = choose_device(recipe, launch)
@@ -184,9 +196,11 @@ def assemble(
     data = build_data(recipe.data, progress=watch, unlabelled=more > 0, one_size=training)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
-    notices = [*said, *about_more, *data.notices]
+    notices = [*about_threads, *about_more, *data.notices]
+    shown = [] if said is None else _tell_code(recipe, taught, said)
     student = build_model(recipe.student, task.num_outputs, notices=notices)
-    parts = Parts(recipe, data, task, student, device, notices, more, launch, before, views=_views(recipe, taught))
+    views = _views(recipe, taught)
+    parts = Parts(recipe, data, task, student, device, notices, shown, more, launch, before, views=views)
     parts.student = parts.to_device(synchronised(student, recipe, device, launch))
     if training:
         parts.replica = copy.deepcopy(parts.student) if recipe.runtime.fsdp else None
@@ -199,6 +213,15 @@ def assemble(
         trained = [module for module in (student, auxiliary_of(parts.student)) if module is not None]
         notices.extend(not_shared(recipe, nn.ModuleList(trained), device, launch))
     return parts
+
+
+def _tell_code(recipe: Recipe, taught: bool, said: Callable[[str], None]) -> list[str]:
+    """Show which files building the networks executes."""
+    words = {code_words(spec): None for spec in (recipe.student, recipe.teacher if taught else None)}
+    lines = [line for line in words if line is not None]
+    for line in lines:
+        said(line)
+    return lines
 
 
 def _views(recipe: Recipe, taught: bool) -> ViewsSpec | None:
@@ -246,6 +269,8 @@ def build_teacher(parts: Parts) -> nn.Module:
     network = load_teacher(parts.recipe, parts.teacher_outputs(), parts.notices)
     require_fit(parts.recipe, network, "teacher", parts.stored_size)
     teacher = parts.to_device(network).eval()
+    # Here, because the distiller gets a copy of it that is folded: other weights, and fewer.
+    parts.notices.extend(compare_weights(parts.student, teacher))
     spec, images = require_teacher(parts.recipe), parts.teacher_example()
     with preserved(teacher), torch.no_grad(), autocast(parts.device, parts.recipe.runtime.precision):
         attempt(

@@ -205,6 +205,7 @@ def _parts(kind: Kind, claim: Claim, before: RunRecord | None, progress: Quiet, 
         taught=kind == "distill",
         launch=ranks.launch,
         before=before,
+        said=progress.said,
     )
     if kind == "train" and (recipe.teacher is not None or recipe.terms):
         parts.notices.append("train: the recipe's teacher and terms are not used: the student is trained alone")

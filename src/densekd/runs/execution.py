@@ -206,7 +206,8 @@ class Execution:
         self.account.stored = stored.record()
 
     def _say_notices(self) -> None:
-        for notice in self.parts.notices:
+        self.account.warnings += [line for line in self.parts.shown if line not in self.account.warnings]
+        for notice in self.parts.unseen:
             self._say(notice)
 
     def _loop(self, accelerator: Accelerator, objective: Objective, recorder: Recorder, signals: StopSignals) -> Loop:

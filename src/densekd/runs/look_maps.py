@@ -10,12 +10,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from densekd import files
 from densekd.distiller import Distiller
 from densekd.distiller.plan import TermModules, TermPlan
 from densekd.evaluate import autocast, spread
 from densekd.looks.networks import compared, mask_at, middle, padded, tapped
 from densekd.looks.pictures import packed, seen_file
-from densekd.looks.records import MapImage, MapsFile, as_file, as_text
+from densekd.looks.records import MapImage, MapsFile, as_file
 from densekd.looks.terms import Look, TermLooks, channel_names, look
 from densekd.losses.catalog import loss_options
 from densekd.models.sizes import input_multiple
@@ -205,7 +206,7 @@ class MapLooks:
         for place, index in enumerate(self.indices if self.terms else ()):
             name = f"map-{place:02}.jpg"
             photos[name] = seen_file(self.photos[index], augment.mean, augment.std)
-            images.append(MapImage(index=index, name=as_text(self.parts.data.val.name_of(index)), file=name))
+            images.append(MapImage(index=index, name=files.as_text(self.parts.data.val.name_of(index)), file=name))
         part = "each in one piece" if self.window is None else f"of each the middle {self.window[0]}x{self.window[1]}"
         rule = (
             f"on {len(images)} images spread evenly over val, {part}; the numbers are means over them; of "

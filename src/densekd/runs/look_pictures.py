@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from densekd import files
 from densekd.class_map import ClassMap, in_student_classes
 from densekd.errors import CheckpointError
 from densekd.evaluate import autocast, spread
 from densekd.inference import Predictor
 from densekd.looks.choice import Choice
 from densekd.looks.pictures import ids_file, packed, photo_file
-from densekd.looks.records import Answer, PictureRow, PicturesFile, as_file, as_text
+from densekd.looks.records import Answer, PictureRow, PicturesFile, as_file
 from densekd.metrics import ConfusionMeter, image_scores
 from densekd.models.digest import weights_digest
 from densekd.runs.asked_teacher import teacher_input
@@ -173,7 +174,7 @@ def _row(
         answers[key] = Answer(file=file) if scores is None else Answer(file=file, miou=scores[0], accuracy=scores[1])
     row = PictureRow(
         index=index,
-        name=as_text(data.val.name_of(index)),
+        name=files.as_text(data.val.name_of(index)),
         why=why,
         width=int(image.shape[2]),
         height=int(image.shape[1]),

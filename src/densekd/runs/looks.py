@@ -17,7 +17,7 @@ from densekd.data.base import SegmentationSet
 from densekd.distiller import Distiller
 from densekd.failures import explained
 from densekd.looks.choice import extremes
-from densekd.looks.records import FOLDER, ImageScore, ImagesFile, ScoredImages, as_file, as_text
+from densekd.looks.records import FOLDER, ImageScore, ImagesFile, ScoredImages, as_file
 from densekd.runs.assemble import Parts
 from densekd.runs.look_maps import MapLooks
 from densekd.runs.look_pictures import (
@@ -154,5 +154,5 @@ def _scored(val: SegmentationSet, entry: Mapping[str, Any]) -> ScoredImages:
     images = []
     for index, pair in enumerate(entry["scores"]):
         miou, accuracy = (None, None) if pair is None else pair
-        images.append(ImageScore(name=as_text(val.name_of(index)), miou=miou, accuracy=accuracy))
+        images.append(ImageScore(name=files.as_text(val.name_of(index)), miou=miou, accuracy=accuracy))
     return ScoredImages(step=entry["step"], images=images)

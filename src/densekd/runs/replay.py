@@ -87,6 +87,7 @@ def replay(
     watch: Callable[[int, int], None] | None = None,
     *,
     trust: bool = False,
+    said: Callable[[str], None] | None = None,
 ) -> Replay:
     """Build the networks of a run, give them the weights of the step it ended on, and take that step again.
 
@@ -97,6 +98,7 @@ def replay(
         overrides: keys of the recipe, `runtime.device` for instance.
         watch: called with (files checked, files in all).
         trust: execute code that the run's recipe names, though its folder was not made here.
+        said: shows the user which files are executed, before the first one is.
 
     Raises:
         RunError: there is no kept step, or it names code and the folder was not made here.
@@ -108,7 +110,7 @@ def replay(
     for spec in (recipe.student, recipe.teacher):
         run.require_trust(spec)
     taught = record.method != "none"
-    parts = assemble(recipe, watch=watch, resumed=True, taught=taught, before=record)
+    parts = assemble(recipe, watch=watch, resumed=True, taught=taught, before=record, said=said)
     rehearse(parts)
     states, said = _states(run.path, kept)
     notices = [said]

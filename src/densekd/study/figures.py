@@ -105,7 +105,7 @@ def class_figure(record: StudyRecord) -> Figure | None:
 
 
 def _title(figure: Figure, words: str) -> None:
-    figure.suptitle(words, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(files.as_text(words), x=0.01, ha="left", fontsize=10)
 
 
 def _points(value: float | None) -> float:

@@ -13,7 +13,7 @@ from densekd.config import Recipe, load_recipe
 from densekd.errors import CheckpointError, DensekdError, RunError
 from densekd.failures import explained
 from densekd.looks.choice import changed_most
-from densekd.looks.records import BESIDE, FOLDER, ImagesFile, PicturesFile, ScoredImages, as_text
+from densekd.looks.records import BESIDE, FOLDER, ImagesFile, PicturesFile, ScoredImages
 from densekd.records import STUDENT_ALONE
 from densekd.runs import Run
 from densekd.runs.assemble import Parts, assemble, build_distiller
@@ -91,7 +91,7 @@ def _keep(alone: Run, distilled: Run, watch: Watch) -> list[str]:
     if not spec.images and not spec.channels:
         return []
     pair = {"alone": alone, "distilled": distilled}
-    of = {key: (as_text(run.path.absolute().name), files.sha256_file(run.weights)) for key, run in pair.items()}
+    of = {key: (files.as_text(run.path.absolute().name), files.sha256_file(run.weights)) for key, run in pair.items()}
     if _is_there(target, {key: digest for key, (_, digest) in of.items()}):
         return []
     scores = [_best(run) for run in (alone, distilled)]

@@ -27,7 +27,7 @@ def build_maps(recipe: Recipe, progress: Quiet, ranks: Ranks) -> CacheRecord:
     """
     require_cache(recipe)
     with _made(recipe, progress, ranks) as (parts, distiller, sha256):
-        for notice in parts.notices:
+        for notice in parts.unseen:
             progress.said(notice)
         stored = stored_maps(parts, distiller, sha256, progress=progress, ranks=ranks, say=progress.said)
         record = stored.record()
@@ -61,7 +61,7 @@ def require_cache(recipe: Recipe) -> None:
 def _made(recipe: Recipe, progress: Quiet, ranks: Ranks) -> Iterator[tuple[Parts, Distiller, str]]:
     def make() -> tuple[Parts, Distiller, str]:
         require_teacher(recipe)
-        parts = assemble(recipe, watch=progress.checking, launch=ranks.launch)
+        parts = assemble(recipe, watch=progress.checking, launch=ranks.launch, said=progress.said)
         teacher = build_teacher(parts)
         sha256 = weights_digest(teacher)
         return parts, build_distiller(parts, fast_teacher(parts, teacher, ranks)), sha256
