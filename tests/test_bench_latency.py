@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densekd.bench import latency
 from densekd.bench.latency import Turns, busy, rows, turns
-from densekd.bench.latency_contestants import SIZE, Contestant, check_given, size_of
+from densekd.bench.latency_contestants import SIZE, Contestant, check_given, graph_of, size_of
+from densekd.bench.latency_right import off_by
 from densekd.cli.app import call
 from densekd.errors import ArgumentError, DensekdError, ExportError, RunError
+from densekd.export import export_run
 from densekd.records import BenchRecord, dump
 from densekd.runs import distill, train
 from runkit import distillation, make_place, recipe
+from shipkit import File
 
 
 def contestant(network: Callable[[Tensor], Tensor], **options: Any) -> Contestant:
@@ -124,25 +127,84 @@ def test_numbers_that_cannot_be(options: dict[str, Any], words: str) -> None:
         latency.run(["smp:FPN"], **options)
 
 
+class Red(nn.Module):
+    """The network that `shipkit.File` is a right export of."""
+
+    def __init__(self, binary: bool = False) -> None:
+        super().__init__()
+        self.binary = binary
+
+    def forward(self, images: Tensor) -> Tensor:
+        red = images[:, :1]
+        return red if self.binary else torch.cat([red, -red], 1)
+
+
+def off(file: Callable[[Tensor], Tensor], like: File, network: nn.Module | None = None, *, int8: bool = False) -> Any:
+    """How far what `file` gives is from what a right file with the options of `like` gives."""
+    made = like.manifest.model_copy(update={"int8": object()} if int8 else {})
+    right = graph_of(network or Red(made.binary), made, torch.device("cpu"))
+    return off_by(contestant(file, manifest=made, right=right))
+
+
 def test_another_class_map_is_not_timed() -> None:
-    right = contestant(lambda images: images, variant="student")
-    near = contestant(lambda images: images * (1 + 5e-4), same_as=right)
-    assert latency._error(near) == pytest.approx(5e-4, rel=0.01)
+    right = File()
+    assert off(lambda images: right(images) * (1 + 5e-4), right) == pytest.approx(5e-4, rel=0.01)
     with pytest.raises(DensekdError, match=r"run, student onnx is off its network by .* nothing was timed"):
-        latency._error(contestant(lambda images: images * 1.01, same_as=right))
-    with pytest.raises(DensekdError, match=r"class map \(2, 3, 4, 3\), its network \(2, 3, 4, 6\); nothing was timed"):
-        latency._error(contestant(lambda images: images[..., ::2], same_as=right))
+        off(lambda images: right(images) * 1.01, right)
+    words = r"float32 \(2, 2, 4, 3\), its network float32 \(2, 2, 4, 6\); nothing was timed"
+    with pytest.raises(DensekdError, match=words):
+        off(lambda images: right(images)[..., ::2], right)
     with pytest.raises(DensekdError, match="nothing was timed"):
-        latency._error(contestant(lambda images: images * torch.nan, same_as=right))
-    assert latency._error(contestant(lambda images: images * 1.2, same_as=right, quantised=True)) == pytest.approx(0.2)
-    assert latency._error(contestant(lambda images: images)) is None
+        off(lambda images: right(images) * torch.nan, right)
+    assert off(lambda images: right(images) * 1.2, right, int8=True) == pytest.approx(0.2)
+    assert off_by(contestant(lambda images: images)) is None
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("output", ["logits", "softmax", "argmax"])
+@pytest.mark.parametrize("values", ["normalised", "0..255"])
+def test_what_is_inside_a_file_is_part_of_what_is_right(binary: bool, output: str, values: str) -> None:
+    inside = {"output": output, "normalise": values == "0..255"}
+    right = File(inside, binary=binary, values=values)
+    assert off(right, right) == pytest.approx(0, abs=1e-6)
+    # As if the options had been forgotten when the file was made.
+    for wrong in (
+        File({**inside, "output": "softmax" if output == "logits" else "logits"}, binary=binary, values=values),
+        File({**inside, "normalise": False}, binary=binary),
+    ):
+        if wrong.manifest.inside == right.manifest.inside:
+            continue
+        with pytest.raises(DensekdError, match="nothing was timed"):
+            off(lambda images, wrong=wrong: wrong(images), right)
+
+
+def test_a_file_that_resizes_is_compared_with_the_network_at_that_size() -> None:
+    right = File({"resize": (8, 12)})
+    graph = graph_of(Red(), right.manifest, torch.device("cpu"))
+    assert off(graph, right) == 0
+    with pytest.raises(DensekdError, match="off its network"):
+        off(File(), right)
+
+
+def test_class_ids_may_differ_where_two_classes_are_close_alone() -> None:
+    like = File({"output": "argmax"})
+    close = nn.Conv2d(3, 2, 1, bias=False)
+    with torch.no_grad():
+        close.weight.copy_(torch.tensor([[1.0, 0, 0], [1.0001, 0, 0]])[..., None, None])
+    share = off(lambda images: 1 - close(images).argmax(1), like, close)
+    assert share == 1
+    with pytest.raises(DensekdError, match=r"another class than its network at \d+ of 48 pixels that are not close"):
+        off(lambda images: 1 - like(images), like)
+    with pytest.raises(DensekdError, match=r"gives int64 \(2, 4, 6\), its network float32 \(2, 2, 4, 6\)"):
+        off(like, File())
+    assert off(lambda images: 1 - like(images), like, int8=True) == 1
 
 
 def test_images_are_the_same_for_all_and_as_each_takes_them() -> None:
     plain, last = contestant(lambda images: images), contestant(lambda images: images, channels_last=True)
     assert torch.equal(plain.images(2), last.images(2))
     assert last.images(2).is_contiguous(memory_format=torch.channels_last)
-    pixels = contestant(lambda images: images, pixels=True).images(2)
+    pixels = contestant(lambda images: images, manifest=File(values="0..255").manifest).images(2)
     assert float(pixels.min()) >= 0
     assert 100 < float(pixels.max()) <= 255
 
@@ -170,11 +232,16 @@ def test_a_case_and_its_row() -> None:
             "at batch": 4,
             "memory (MB)": 3.0,
             "file (MB)": 2.0,
+            "error": "1.0e-06",
         }
     ]
     alone = latency._case(contestant(lambda images: images), timed, None, None, None)
     assert (alone.ratio, alone.peak_bytes) == (None, None)
     assert latency._case(contestant(lambda images: images, variant="teacher"), timed, None, None, None).ratio == 1.0
+    alone = case.model_copy(update={"error": None})
+    assert [row["error"] for row in rows(record.model_copy(update={"cases": [alone]}))] == ["not compared"]
+    torch_only = [alone.model_copy(update={"variant": name}) for name in ("teacher", "student", "model")]
+    assert [row["error"] for row in rows(record.model_copy(update={"cases": torch_only}))] == [None] * 3
     assert busy(record, 8) is None
     assert busy(record, 2) is not None
     assert "load average 1.5 on 2 CPUs" in str(busy(record, 2))
@@ -214,9 +281,25 @@ def test_a_run_its_teacher_and_its_exports(tmp_path: Path, capsys: pytest.Captur
     assert student.extra["file_bytes"] == sum(t.numel() * t.element_size() for t in run.student().state_dict().values())
     for case in (onnx, pt2):
         assert case.error is not None
-        assert case.error < 1e-5
+        assert 0 <= case.error < 1e-5
         assert len(case.samples) == case.extra["calls"]["1"] >= 7
     assert record.environment["memory"].startswith("growth of this process's resident memory")
+
+    files = [tmp_path / name for name in ("plain.onnx", "fixed.pt2")]
+    export_run(run, "onnx", out=files[0], normalise=True, resize=(8, 12), output="argmax", images=1)
+    export_run(run, "pt2", out=files[1], size=(8, 16), output="softmax", images=1)
+    options: Any = {"sizes": [(16, 24)], "batches": (1,), "formats": [], "seconds": 0.01}
+    made = latency.run([str(run.path), *map(str, files)], **options)
+    assert [(case.name, case.variant) for case in made.cases[2:]] == [
+        ("plain.onnx:16x24", "onnx"),
+        ("fixed.pt2:8x16", "pt2"),
+    ]
+    assert all(case.error is not None and case.error < 1e-5 for case in made.cases[2:])
+    assert made.environment["notices"] == "none"
+    alone = latency.run([str(files[1])], **options)
+    assert alone.cases[0].error is None
+    told = "fixed.pt2: what it gives is compared with nothing: its run, taught, was not given"
+    assert alone.environment["notices"] == told
 
     (tmp_path / "teacher").rename(tmp_path / "gone")
     out = tmp_path / "record.json"

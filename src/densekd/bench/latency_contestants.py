@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from densekd import files
 from densekd.errors import ArgumentError, CheckpointError, ExportError, nearest
 from densekd.export import Exported, export_run, load_exported
+from densekd.export.graph import Graph
 from densekd.export.make import runner
 from densekd.export.manifest import FILE as MANIFEST
+from densekd.export.manifest import Manifest
 from densekd.inspection.subject import Size, open_subject, usual_size, without_weights
 from densekd.inspection.watching import watch
 from densekd.models.build import build_model
@@ -43,9 +45,10 @@ class Contestant:
         file_bytes: of the exported file; of a network in torch its parameters and buffers, which is the length of their
             safetensors file but for its header.
         reference: the teacher that its speed is compared with.
-        same_as: the contestant that must give the same class map.
+        network: in torch; None for a file.
+        right: what a file must compute, in torch; None where its student is not among the contestants.
         parameters, flops: live ones, for one image; None for a file.
-        pixels: it takes plain pixels, 0 to 255, and so does not see what the others see.
+        manifest: of a file.
         student_sha256: of the weights of the student that it is.
     """
 
@@ -57,20 +60,33 @@ class Contestant:
     how: str
     file_bytes: int
     reference: Contestant | None = None
-    same_as: Contestant | None = None
+    network: nn.Module | None = None
+    right: Graph | None = None
     parameters: int | None = None
     flops: int | None = None
-    pixels: bool = False
     channels_last: bool = False
-    quantised: bool = False
+    manifest: Manifest | None = None
     student_sha256: str | None = None
+
+    @property
+    def quantised(self) -> bool:
+        """A file in INT8, which may be off its network."""
+        return self.manifest is not None and self.manifest.int8 is not None
 
     def images(self, batch: int) -> Tensor:
         """Noise: the same for all that take images of one size."""
         made = torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(0))
-        made = (made * 50 + 128).clamp(0, 255) if self.pixels else made
+        pixels = self.manifest is not None and self.manifest.input.values == "0..255"
+        made = (made * 50 + 128).clamp(0, 255) if pixels else made
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return made.to(self.device).contiguous(memory_format=layout)
+
+
+def graph_of(network: nn.Module, manifest: Manifest, device: torch.device) -> Graph:
+    """What the file of that manifest must compute, in torch: resizing, normalisation, softmax and argmax included."""
+    multiple = input_multiple(network)
+    graph = Graph(network, manifest.input, manifest.inside, binary=manifest.binary, multiple=multiple, always=False)
+    return graph.eval().to(device)
 
 
 def check_given(given: Sequence[str], formats: Sequence[str]) -> None:
@@ -151,12 +167,20 @@ class Gathering:
     def relate(self) -> None:
         """Files and models are compared with the first teacher there is; files of a student here must agree with it."""
         first = next(iter(self._teachers.values()), None)
-        students = {one.student_sha256: one for one in self.contestants if one.variant == STUDENT}
+        students = {one.student_sha256: one.network for one in self.contestants if one.variant == STUDENT}
         for one in self.contestants:
             if one.reference is None and one.variant != TEACHER:
                 one.reference = first
-            if one.variant != STUDENT and one.student_sha256 is not None:
-                one.same_as = students.get(one.student_sha256)
+            if one.manifest is None:
+                continue
+            network = students.get(one.student_sha256)
+            if network is not None:
+                one.right = graph_of(network, one.manifest, self._device)
+            else:
+                self.notices.append(
+                    f"{one.label}: what it gives is compared with nothing: its run, {one.manifest.source.run}, was not "
+                    "given"
+                )
 
     def _run(self, text: str, formats: Sequence[str]) -> None:
         run, label = Run.load(text, trust=self._trust), Path(text).resolve().name
@@ -227,6 +251,7 @@ class Gathering:
             sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
             parameters=cost.parameters,
             flops=cost.flops,
+            network=network,
             channels_last=channels_last,
         )
 
@@ -234,17 +259,15 @@ class Gathering:
         """An exported file; on a GPU its images lie there already where torch runs it."""
         given, format_ = loaded.manifest.input, loaded.manifest.format
         size = given.size or fitting_size(self._size, given.multiple_of)
-        quantised = loaded.manifest.int8 is not None
         return Contestant(
             label,
-            f"{format_} int8" if quantised else format_,
+            format_ if loaded.manifest.int8 is None else f"{format_} int8",
             loaded,
             (size[0], size[1]),
             self._device,
             runner(format_),
             loaded.path.stat().st_size,
-            pixels=given.values == "0..255" or loaded.manifest.inside.output != "logits",
-            quantised=quantised,
+            manifest=loaded.manifest,
             student_sha256=loaded.manifest.source.student_sha256,
         )
 

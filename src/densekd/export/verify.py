@@ -77,9 +77,9 @@ class Comparison:
                     size,
                 )
             self.error, margin = max(self.error, error), 2 * error
-        ids, truth, gap = _ids(found, self.kind, self.binary), _ids(expected, self.kind, self.binary), None
-        gap = _gap(logits if self.kind == "argmax" else expected, self.kind, self.binary)
-        close = gap <= margin
+        ids, truth = _ids(found, self.kind, self.binary), _ids(expected, self.kind, self.binary)
+        apart = gap(logits if self.kind == "argmax" else expected, self.kind, self.binary)
+        close = apart <= margin
         wrong = int(((ids != truth) & ~close).sum())
         if wrong:
             raise WrongExportError(
@@ -163,7 +163,7 @@ def _ids(output: Tensor, kind: OutputKind, binary: bool) -> Tensor:
     return output.argmax(1)
 
 
-def _gap(output: Tensor, kind: OutputKind, binary: bool) -> Tensor:
+def gap(output: Tensor, kind: OutputKind, binary: bool) -> Tensor:
     """How far apart the two best classes of each pixel are, in units of the output (of logits for class ids)."""
     if binary:
         # Twice the distance from the threshold: that is where the other class's value lies.
