@@ -91,6 +91,8 @@ def test_the_same_as_json_and_as_a_tree(capsys: pytest.CaptureFixture[str], monk
         (["smp:PSPNet", "encoder_nam=resnet18"], "has no option 'encoder_nam'"),
         (["smp:PSPNet", "--tap", "decoder"], "--tap belongs to --image; give both, or neither"),
         (["smp:PSPNet", "--channels", "3"], "--channels belongs to --image; give both, or neither"),
+        (["smp:PSPNet", "--out", "inspect.png"], "--out belongs to --image; give both, or neither"),
+        (["--pair", "demo", "--force"], "--force belongs to --image; give both, or neither"),
         (["--pair", "demo", "--raw"], "--raw belongs to --image; give both, or neither"),
         (["--pair", "demo", "--image", "x.png"], "--image belongs to one network"),
         (["smp:PSPNet", "--image", "x.png", "--out", "x.docx"], "--out x.docx: expected a name that ends in .png"),

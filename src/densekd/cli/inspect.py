@@ -54,7 +54,9 @@ def inspect(
     tap: Annotated[
         str | None, typer.Option("--tap", help="With --image: which tap; default the best feature tap.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="With --image: where the sheet goes.")] = Path("inspect.png"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --image: where the sheet goes; default inspect.png.")
+    ] = None,
     channels: Annotated[int, typer.Option("--channels", min=1, help="With --image: so many channels at most.")] = 35,
     order: Annotated[
         str, typer.Option("--order", help="With --image: entropy (the most concentrated first) or index.")
@@ -74,7 +76,8 @@ def inspect(
     from densekd.inspection import open_subject
 
     drawn = {"tap": (tap, None), "channels": (channels, 35), "order": (order, "entropy"), "raw": (raw, False)}
-    refuse_unread("--image", image is not None, **drawn, temperature=(temperature, 4.0))
+    written = {"temperature": (temperature, 4.0), "out": (out, None), "force": (force, False)}
+    refuse_unread("--image", image is not None, **drawn, **written)
     about_code(Path(model), trust, quiet, teacher=pair)
     if pair:
         for name, given in (("--image", image), ("--checkpoint", checkpoint), ("--depth", depth)):
@@ -82,10 +85,11 @@ def inspect(
                 raise ArgumentError(f"{name} belongs to one network; leave it or --pair out")
         _pair(model, options, size, classes, quiet, as_json)
         return
-    if image is not None and out.suffix.lower() != ".png":
-        raise ArgumentError(f"--out {out}: expected a name that ends in .png")
-    if image is not None and out.exists() and not force:
-        raise RunError(f"{out}: exists; use --force to replace it or --out for another file")
+    target = Path("inspect.png") if out is None else out
+    if image is not None and target.suffix.lower() != ".png":
+        raise ArgumentError(f"--out {target}: expected a name that ends in .png")
+    if image is not None and target.exists() and not force:
+        raise RunError(f"{target}: exists; use --force to replace it or --out for another file")
     sheet = None
     with Watch() as watch:
         count = _counter(watch, 2 if image is None else 3, quiet)
@@ -97,10 +101,10 @@ def inspect(
             found, sheet = _with_image(subject, image, size, tap, (temperature, raw, order, channels), count)
         count()
     if sheet is not None:
-        _save(sheet, out)
+        _save(sheet, target)
     show(found, sheet, depth, quiet, as_json)
     if sheet is not None and not quiet:
-        _tell_sheet(sheet, subject, out)
+        _tell_sheet(sheet, subject, target)
 
 
 def _counter(watch: Watch, total: int, quiet: bool) -> Callable[[], None]:
