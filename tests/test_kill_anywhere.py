@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from densekd import files
+from densekd.errors import CheckpointError
+from densekd.models.run_student import require_recorded
 from densekd.runs import Run, distill
 from densekd.runs.execute import Quiet
 from killkit import Operation, dies_at, forked, in_a_child, sums, unflushed, watched
@@ -63,6 +65,7 @@ class Known:
         status = in_a_child(doomed)
         assert os.WIFSIGNALED(status), point
         assert os.WTERMSIG(status) == signal.SIGKILL
+        expect_no_blame(folder, point)
 
     def go_on(self, folder: Path, point: object) -> None:
         """Resume where there is anything to resume, and see that the end is the same."""
@@ -76,11 +79,24 @@ class Known:
         assert log_without_times(mine.path) == log_without_times(whole.path), point
         assert (mine.record.final, mine.record.best) == (whole.record.final, whole.record.best), point
         found, expected = sums(mine.path), sums(whole.path)
+        assert mine.record.student_sha256 == files.sha256(found["student.safetensors"]), point
         kept = [name for name in expected if name in KEPT or Path(name).parts[0] in ("looks", "checkpoints")]
         for name in kept:
             assert found[name] == expected[name], (point, name)
         assert set(found) == set(expected), point
         assert not list(mine.path.rglob(".*")), point
+
+
+def expect_no_blame(folder: Path, point: object) -> None:
+    """A student that a kill left is as recorded, or that of a run that is not finished; it is not called damaged."""
+    said = ""
+    try:
+        require_recorded(folder / "student.safetensors")
+    except FileNotFoundError:
+        return  # not written yet
+    except CheckpointError as error:
+        said = str(error)
+    assert not said or "the run is not finished" in said, point
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,11 @@ def loaded(recipe: str, overrides: list[str] | None, seed: int | None = None) ->
 
 
 def about_code(folder: Path, trust: bool, quiet: bool, *, teacher: bool = False) -> None:
-    """Before a run's networks are opened: refuse code of a run that was not made here, say which is executed."""
+    """Before a run's networks are opened: refuse code of a run that was not made here, say which is executed.
+
+    And say where the student cannot be compared with the run's record.
+    """
+    from densekd.models.run_student import STUDENT, unrecorded
     from densekd.runs import Run
 
     if not (folder / "record.json").is_file():
@@ -73,7 +77,8 @@ def about_code(folder: Path, trust: bool, quiet: bool, *, teacher: bool = False)
     run = Run.load(folder, trust=trust)
     for spec in (run.recipe.student, *([run.recipe.teacher] if teacher else [])):
         run.require_trust(spec)
-    for line in [] if quiet else run.code(teacher=teacher):
+    unknown = unrecorded(folder / STUDENT) if (folder / STUDENT).is_file() else None
+    for line in [] if quiet else [*run.code(teacher=teacher), *([] if unknown is None else [unknown])]:
         complain(line)
 
 

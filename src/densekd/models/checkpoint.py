@@ -14,6 +14,7 @@ from densekd.models.checkpoint_file import read_checkpoint, resolve_checkpoint
 from densekd.models.checkpoint_ignore import Ignored
 from densekd.models.checkpoint_keys import find_weights, flattened, strip_wrappers
 from densekd.models.options import say
+from densekd.models.run_student import require_recorded, unrecorded
 from densekd.models.specs import CheckpointSpec
 
 _COUNTER = "num_batches_tracked"
@@ -26,7 +27,8 @@ def load_checkpoint(
 
     Prefixes of wrappers (`module.`, `model.`, `student.`, `_orig_mod.`) that every name in the file has are taken off;
     floating-point values are cast to the network's type. Both, and the entry of the file that was read, are told in
-    `notices` where they were not asked for; so is how much of the network `ignore` leaves as it was.
+    `notices` where they were not asked for; so is how much of the network `ignore` leaves as it was, and that a run's
+    student could not be compared with the run's record.
 
     Args:
         network: takes the weights in place; untouched if anything does not fit.
@@ -35,11 +37,15 @@ def load_checkpoint(
         notices: lines for the user are added here; without it they are Python warnings.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or no weights file; names or shapes that do not fit; an
-            `ignore` that matches nothing, or everything.
+        CheckpointError: a file that is missing, damaged or no weights file; a run's student that is not the one that
+            the run recorded; names or shapes that do not fit; an `ignore` that matches nothing, or everything.
     """
     path = resolve_checkpoint(spec.path, Path(base_folder))
     where = f"checkpoint {path}"
+    require_recorded(path)
+    unknown = unrecorded(path)
+    if unknown is not None:
+        say(notices, unknown)
     weights, entry = find_weights(read_checkpoint(path), spec.key, where)
     if entry is not None and spec.key is None:
         say(notices, f"{where}: weights taken from its entry {entry!r}")

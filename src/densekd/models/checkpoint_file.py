@@ -12,8 +12,8 @@ import torch
 
 from densekd.errors import CheckpointError, nearest
 from densekd.files import read_json, read_tensors
+from densekd.models.run_student import STUDENT
 
-_STUDENT = "student.safetensors"
 _LFS = b"version https://git-lfs.github.com/spec"
 _HTML = (b"<!doctype html", b"<html", b"<?xml")
 
@@ -34,18 +34,18 @@ def resolve_checkpoint(path: str, base_folder: Path) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    student = folder / _STUDENT
+    student = folder / STUDENT
     if student.is_file():
         return student
     if (folder / "record.json").is_file():
         record = read_json(folder / "record.json")
         status = record.get("status", "unknown") if isinstance(record, dict) else "unknown"
         raise CheckpointError(
-            f"checkpoint {folder}: this run has no {_STUDENT} yet (status: {status}); finish it with --resume"
+            f"checkpoint {folder}: this run has no {STUDENT} yet (status: {status}); finish it with --resume"
         )
     weights = sorted(e.name for e in folder.iterdir() if e.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"))
     hint = f"; name one of its files: {', '.join(weights[:6])}" if weights else ""
-    raise CheckpointError(f"checkpoint {folder}: a folder without {_STUDENT}, so not a finished run{hint}")
+    raise CheckpointError(f"checkpoint {folder}: a folder without {STUDENT}, so not a finished run{hint}")
 
 
 def read_checkpoint(path: Path) -> Any:

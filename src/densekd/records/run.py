@@ -130,6 +130,9 @@ class RunRecord(Record):
     best: BestScores | None = Field(
         default=None, description="of the best evaluation, whose weights are student.safetensors"
     )
+    student_sha256: str | None = Field(
+        default=None, description="of student.safetensors; null: not known (an earlier version of densekd made it)"
+    )
     extra_splits: dict[str, Scores] = Field(default_factory=dict, description="further splits, final weights")
     cost: Cost = Field(default_factory=Cost, description="what it cost")
     student: NetworkCost | None = Field(default=None, description="its size")

@@ -68,7 +68,9 @@ class Beginning:
         if position.last is not None and not position.evaluations:
             self.say("the evaluations before this resume were not kept: an earlier version of densekd began the run")
         if position.best is not None and self.ranks.first:
-            restored = restore_student(self.claim.folder, self.claim.recipe, int(position.best["step"]))
-            if restored is not None:
-                self.say(restored)
+            step, known = int(position.best["step"]), position.student_sha256
+            restored = restore_student(self.claim.folder, self.claim.recipe, step, known)
+            position.student_sha256 = restored.sha256
+            if restored.line is not None:
+                self.say(restored.line)
         return position

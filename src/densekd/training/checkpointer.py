@@ -28,6 +28,7 @@ class Position:
     Attributes:
         best: scores of the best evaluation, with its `step`.
         last: scores of the newest one.
+        student_sha256: of `student.safetensors` as the best evaluation left it; empty: not known.
         evaluations: `step`, `miou` and `pixel_accuracy` of every evaluation, in order.
         confusion: `step` and `matrix` of the newest ("final") and of the best evaluation.
         images: of both `step` and `scores`: mIoU and pixel accuracy of each image, null for one without labels.
@@ -44,6 +45,7 @@ class Position:
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
+    student_sha256: str = ""
 
 
 class Found(NamedTuple):

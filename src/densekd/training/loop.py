@@ -147,7 +147,9 @@ class Loop:
             position.images["best"] = position.images["final"]
             # A kill between here and the checkpoint is harmless: the resumed run comes here again with equal bits.
             if self.peers.first:
-                files.write_tensors(self.recorder.folder / "student.safetensors", self.stepper.shipped.state_dict())
+                data = files.tensor_bytes(self.stepper.shipped.state_dict())
+                files.write_bytes(self.recorder.folder / "student.safetensors", data)
+                position.student_sha256 = files.sha256(data)
         position.evaluated = True
         self.progress.evaluated(position.taken, scores, best)
 
@@ -207,4 +209,5 @@ def scores_of(position: Position) -> dict[str, Any]:
         found["final"] = Scores(**position.last)
     if position.best is not None:
         found["best"] = BestScores(**position.best)
+        found["student_sha256"] = position.student_sha256 or None
     return found
