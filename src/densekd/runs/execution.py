@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from functools import partial
 
 from accelerate import Accelerator
 
 from densekd.distiller import Distiller
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
-from densekd.records import Cost, RunRecord, Scores, dump
+from densekd.records import RunRecord, Scores, dump
 from densekd.runs.account import Account
 from densekd.runs.assemble import Parts, build_distiller, build_teacher
 from densekd.runs.beginning import Beginning
@@ -67,9 +68,11 @@ class Execution:
         self.account = Account(self.folder, method_of(kind, self.recipe), self.steps)
         self.terms: list[tuple[str, TermSpec]] = []
         self.idle: set[str] = set()
+        # Not methods of this: parts that lead back to it would keep the networks until Python's collector comes by.
+        self._say = partial(_say, progress, self.account)
         self.tracking = Tracking(self.recipe, self.folder, self.progress.said, self._say, on=self.ranks.first)
         self.looking = Looking(parts, progress, self._say, on=self.ranks.first)
-        self.ending = Ending(self.folder, self.ranks, self.progress.said, self._cost)
+        self.ending = Ending(self.folder, self.ranks, self.progress.said, partial(self.account.cost, device=parts.device))
 
     def go(self) -> None:
         reset_peak(self.parts.device)
@@ -134,19 +137,10 @@ class Execution:
         told = last_words(remembered(position.numbers), position.skipped_steps, self.steps)
         for line in [*told, *waiting_words(recorder.data_wait(), self.recipe)]:
             self._say(line)
-        cost = self._cost(recorder)
+        cost = self.account.cost(recorder, self.parts.device)
         recorder.update(warnings=warnings, extra_splits=extra, cost=cost, **scores_of(position))
         self.tracking.done(self.steps)
         return position
-
-    def _cost(self, recorder: Recorder) -> Cost:
-        return self.account.cost(recorder, self.parts.device)
-
-    def _say(self, line: str) -> None:
-        """A line that the user sees and the record keeps, once: a step that is taken again says it again."""
-        self.progress.said(line)
-        if line not in self.account.warnings:
-            self.account.warnings.append(line)
 
     def _objective(self) -> tuple[Objective, Measured | None]:
         objective, teacher = self._alone() if self.kind == "train" else self._distilled()
@@ -253,3 +247,10 @@ class Execution:
         extra = self.parts.data.extra.items()
         scorers = {name: scorer(self.parts, loop.stepper, which, self.peers) for name, which in extra}
         return {name: loop.evaluated(score, position).scores for name, score in scorers.items()}
+
+
+def _say(progress: Quiet, account: Account, line: str) -> None:
+    """A line that the user sees and the record keeps, once: a step that is taken again says it again."""
+    progress.said(line)
+    if line not in account.warnings:
+        account.warnings.append(line)
