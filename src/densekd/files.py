@@ -176,11 +176,31 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU; a damaged or missing file is a `CheckpointError` that names it."""
     try:
-        return _load_tensors(path.read_bytes())
+        data = path.read_bytes()
+        found = _load_tensors(data)
+        _require_each_once(data)
+        return found
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:  # safetensors raises its own class for every kind of damage
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _require_each_once(data: bytes) -> None:
+    """Refuse a safetensors file that names a tensor twice: which of the two is read hangs on the reader.
+
+    Raises:
+        ValueError: the name.
+    """
+
+    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(entries)
+        if len(found) < len(entries):
+            names = [name for name, _ in entries]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is in it twice")
+        return found
+
+    json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=pairs)
 
 
 def read_json(path: Path) -> Any:

@@ -86,11 +86,17 @@ def _read_torch(path: Path, *, zipped: bool) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                claimed = sum(part.file_size for part in archive.infolist())
         except zipfile.BadZipFile:
             raise CheckpointError(f"checkpoint {path}: damaged or cut short (not a complete archive)") from None
         if any(name.endswith("/constants.pkl") for name in names):
             raise CheckpointError(
                 f"checkpoint {path}: a TorchScript program, which is code; save its state_dict() in a file instead"
+            )
+        if claimed > path.stat().st_size:  # torch.save compresses nothing: packed parts, or one under several names
+            raise CheckpointError(
+                f"checkpoint {path}: its parts would take {claimed:,} bytes, more than the file has: it is packed, or "
+                "made to fill the memory; save it anew with torch.save or safetensors"
             )
         if not any(name.endswith("data.pkl") for name in names):
             raise CheckpointError(f"checkpoint {path}: a zip archive that torch.save did not write")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densekd.data.benchmarks.layout import MissingPartError
+from densekd.data.benchmarks.matlab import unpacked
 from densekd.data.masks import MaskReader
 from densekd.errors import DataError
 
@@ -31,8 +32,9 @@ def segmentation_of(path: Path) -> NDArray:
         from scipy.io import loadmat
     except ImportError:
         raise DataError(f"{path}: needs scipy to be read: pip install 'densekd[data]'") from None
+    content = unpacked(path)
     try:
-        values = np.asarray(loadmat(str(path), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+        values = np.asarray(loadmat(content, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # scipy raises anything from OSError to TypeError on a damaged file
         raise DataError(f"{path}: cannot be read as a mask of SBD, GTcls.Segmentation ({error!r})") from None
     if values.ndim != 2 or values.dtype != np.uint8:
