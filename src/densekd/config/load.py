@@ -62,10 +62,16 @@ def dump_recipe(recipe: Recipe) -> str:
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of the resolved recipe's canonical JSON, without what changes no run.
 
-    That is what others published, what is kept for the report or told to trackers, and of a cache its place and
-    whether to ask: a set is told by its key.
+    That is what others published, what is kept for the report or told to trackers, how long a process may stand still,
+    and of a cache its place and whether to ask: a set is told by its key.
     """
-    left_out: dict[str, Any] = {"published": True, "report": True, "track": True, "distill": {"cache": {"root", "ask"}}}
+    left_out: dict[str, Any] = {
+        "published": True,
+        "report": True,
+        "track": True,
+        "runtime": {"stall_minutes"},
+        "distill": {"cache": {"root", "ask"}},
+    }
     kept = recipe.model_dump(mode="json", exclude=left_out)
     engine = (kept["teacher"] or {}).get("engine", {})
     if engine.get("winograd") == "auto":  # a younger key: recipes of runs begun before it keep their digest

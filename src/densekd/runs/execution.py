@@ -63,7 +63,8 @@ class Execution:
         self.kind, self.parts, self.recipe, self.claim = kind, parts, parts.recipe, claim
         self.folder, self.progress = claim.folder, progress
         self.ranks = ranks or Ranks(parts.launch)
-        self.peers = Peers(self.ranks.launch.rank, self.ranks.world, parts.device)
+        waits = None if self.ranks.watch is None else self.ranks.watch.waits
+        self.peers = Peers(self.ranks.launch.rank, self.ranks.world, parts.device, self.ranks.pulse, waits)
         self.steps = total_steps(self.recipe, len(parts.data.train), parts.share.images)
         self.account = Account(self.folder, method_of(kind, self.recipe), self.steps)
         self.terms: list[tuple[str, TermSpec]] = []
@@ -131,10 +132,13 @@ class Execution:
         recorder.write_evaluations(position)
         recorder.update(status="running", error=None, warnings=warnings, **scores_of(position))
         self.tracking.begin(loop, position, self.parts, resumed=self.claim.resume)
-        with self.ending.recorded(recorder):
+        minutes = self.recipe.runtime.stall_minutes
+        limit = None if minutes is None else 60 * minutes
+        with self.ending.recorded(recorder), self.ranks.training(limit, partial(_failed, recorder, self.account)):
             position = loop.run(position)
             extra = self._extra_splits(loop, position)
-        told = last_words(remembered(position.numbers), position.skipped_steps, self.steps)
+        late = [] if self.ranks.watch is None else self.ranks.watch.last_words()
+        told = [*late, *last_words(remembered(position.numbers), position.skipped_steps, self.steps)]
         for line in [*told, *waiting_words(recorder.data_wait(), self.recipe)]:
             self._say(line)
         cost = self.account.cost(recorder, self.parts.device)
@@ -241,6 +245,7 @@ class Execution:
             self.peers,
             name_of=self.parts.train_view().source.name_of,
             say=self._say,
+            heard=tuple if self.ranks.watch is None else self.ranks.watch.taken_lines,
         )
 
     def _extra_splits(self, loop: Loop, position: Position) -> dict[str, Scores]:
@@ -254,3 +259,8 @@ def _say(progress: Quiet, account: Account, line: str) -> None:
     progress.said(line)
     if line not in account.warnings:
         account.warnings.append(line)
+
+
+def _failed(recorder: Recorder, account: Account, words: str) -> None:
+    """The record of a run that is ended by what watches it."""
+    recorder.update(status="failed", error=words, warnings=account.warnings)

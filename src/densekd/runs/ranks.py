@@ -20,10 +20,11 @@ import torch.distributed as dist
 from densekd.errors import DensekdError, RunError
 from densekd.failures import explained
 from densekd.launch import Launch, launched
+from densekd.runs.watch import FAILED, Watch, told_words
+from densekd.training.pulse import Pulse
 
 T = TypeVar("T")
 
-_FAILED = "failed"
 _PATIENCE = 3600.0
 """Seconds that one process may need more than another before training: mostly to read and check images."""
 _STUCK = timedelta(minutes=30)
@@ -49,12 +50,19 @@ class Ranks:
     Args:
         launch: this process's place.
         store: where they meet; None for one process.
+        watched: the same, for the threads that watch; None: nobody watches.
+
+    Attributes:
+        pulse: what this process is at.
+        watch: what watches the processes; None for one process.
     """
 
-    def __init__(self, launch: Launch, store: Any = None) -> None:
+    def __init__(self, launch: Launch, store: Any = None, watched: Any = None) -> None:
         self.launch = launch
         self._store = store
         self._met = 0
+        self.pulse = Pulse()
+        self.watch = None if watched is None else Watch(launch, watched, self.pulse)
 
     @classmethod
     def alone(cls) -> Ranks:
@@ -77,6 +85,7 @@ class Ranks:
         """
         if self._store is None:
             return work()
+        self.pulse.at(what)
         try:
             result = work()
         except BaseException as error:
@@ -120,7 +129,10 @@ class Ranks:
         if self._store is None:
             return error
         if _lost(error):
-            error = RunError("another process of this run ended without a word; go on with --resume")
+            missing = None if self.watch is None else self.watch.missing()
+            error = RunError(missing or "another process of this run ended without a word; go on with --resume")
+        if self.watch is not None:
+            self.watch.leaving()
         known = explained(error) or error
         code = getattr(known, "exit_code", 2 if isinstance(known, DensekdError | OSError) else 1)
         if isinstance(error, KeyboardInterrupt):
@@ -129,17 +141,34 @@ class Ranks:
             code = error.code
         mine = json.dumps({"rank": self.launch.rank, "code": code, "text": f"{type(known).__name__}: {known}"})
         try:
-            found = self._store.compare_set(_FAILED, "", mine).decode()
+            found = self._store.compare_set(FAILED, "", mine).decode()
         except RuntimeError:  # the process that held the store is gone, and cannot say anything either
             found = mine
         if found == mine or isinstance(error, KeyboardInterrupt | SystemExit):
             return error
         return _elsewhere(found)
 
+    @contextmanager
+    def training(self, limit: float | None, record: Callable[[str], None]) -> Iterator[None]:
+        """Inside the block all go on together: a process that stands still for `limit` seconds ends the run.
+
+        Args:
+            limit: None: no limit.
+            record: writes why it ended into the run's record; called from another thread.
+        """
+        if self.watch is None:
+            yield
+            return
+        self.watch.training(limit, record)
+        yield
+        self.watch.trained()
+
     def leave(self) -> None:
         """Wait a moment for the others where they read from this process's store, so that they hear why it ends."""
         if self._store is None:
             return
+        if self.watch is not None:
+            self.watch.stop()
         try:
             self._store.add("left", 1)
             until = time.monotonic() + 5
@@ -179,8 +208,8 @@ class Ranks:
         try:
             self._store.add(key, 1)
             while self._store.add(key, 0) < self.world:
-                if self._store.check([_FAILED]):
-                    raise _elsewhere(self._get(_FAILED))
+                if self._store.check([FAILED]):
+                    raise _elsewhere(self._get(FAILED))
                 if time.monotonic() > until:
                     raise self.told(RunError(f"{what}: another process did not come so far within {_PATIENCE:g} s"))
                 time.sleep(pause)
@@ -191,7 +220,7 @@ class Ranks:
 
 def _elsewhere(found: str) -> ElsewhereError:
     said: dict[str, Any] = json.loads(found)
-    return ElsewhereError(f"process {said['rank']}: {said['text']}", int(said["code"]))
+    return ElsewhereError(told_words(said), int(said["code"]))
 
 
 def _lost(error: BaseException) -> bool:
@@ -246,7 +275,9 @@ def joined() -> Iterator[Ranks]:
         if not _stores:
             _stores.append(_met(launch))
         _runs += 1
-        ranks = Ranks(launch, _part(f"densekd {_runs}", _stores[0]))
+        name = f"densekd {_runs}"
+        # A store answers one thread at a time: those that watch have a connection of their own.
+        ranks = Ranks(launch, _part(name, _stores[0]), _part(name, _stores[0].clone()))
     _joined.append(ranks)
     try:
         yield ranks

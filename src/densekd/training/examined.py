@@ -117,6 +117,7 @@ def examine(
     channels_last: bool,
     precision: Callable[[], AbstractContextManager[Any]],
     teacher: nn.Module | None = None,
+    backward: bool = True,
 ) -> Examination:
     """Take the forward and backward passes of a step again, from its first micro-batch on, and look at the last one.
 
@@ -128,6 +129,7 @@ def examine(
         seed: of the step: what dropout draws is what it drew.
         precision: the autocast of each forward pass.
         teacher: a network whose modules are watched; default the one that the terms read.
+        backward: whether to take the backward passes too.
     """
     objective.train()
     objective.zero_grad(set_to_none=True)
@@ -142,7 +144,7 @@ def examine(
             image, label, valid = placed(batch, device, channels_last=channels_last)
             with precision():
                 total, parts = objective(image, label, valid, pixels, samples_of(batch))
-            if total.requires_grad:
+            if backward and total.requires_grad:
                 (total / len(shown)).backward()
     found.student, found.backward = student.forward, student.backward
     found.teacher = "" if other is None else other.forward

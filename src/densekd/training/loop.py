@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -74,6 +74,8 @@ class Loop:
     """Names of the training images, by index."""
     say: Callable[[str], None] = _unheard
     """Tells the user a line that the record keeps."""
+    heard: Callable[[], Iterable[str]] = tuple
+    """New lines on the other processes, for `say`."""
     _saved: tuple[int, bool] | None = None
     """Steps and evaluation of the newest checkpoint: it need not be written again."""
     _saved_at: float = field(default_factory=time.monotonic)
@@ -105,6 +107,9 @@ class Loop:
             position.taken += 1
             position.evaluated = False
             position.skipped_steps += result.skipped
+            self.peers.took(position.taken, result.seconds)
+            for line in self.heard():
+                self.say(line)
             self.recorder.log(position.taken, result)
             self._watch(position, result)
             self.progress.step(position.taken, self.steps, result)
@@ -162,12 +167,14 @@ class Loop:
     def _save(self, position: Position) -> None:
         if self._saved == (position.taken, position.evaluated):
             return
+        self.peers.pulse.at("writing a checkpoint", patient=True)
         self.recorder.write_log()
         self.checkpointer.save(self.stepper, position)
         self._saved, self._saved_at = (position.taken, position.evaluated), time.monotonic()
         if position.evaluated:
             self.recorder.write_evaluations(position)
         self.recorder.update(**scores_of(position))
+        self.peers.pulse.at("going on")
 
     def evaluated(self, evaluate: Evaluate, position: Position) -> Evaluation:
         """What `evaluate` gives, watched.
@@ -177,6 +184,7 @@ class Loop:
         """
 
         def watch(done: int, images: int) -> None:
+            self.peers.pulse.at(f"evaluating, {done} of {images} images done")
             if self.peers.world == 1:
                 self.leave_if_asked(position)
             elif self.signals.asked is not None:

@@ -169,3 +169,9 @@ class RuntimeSpec(Spec):
         default=False,
         description="several processes: shard the student, its gradients and the optimiser's state over them (FSDP2)",
     )
+    stall_minutes: float | None = Field(
+        default=10.0,
+        ge=0.05,
+        description="several processes: minutes after which one that makes no step ends the run, with the reason; "
+        "null: no limit",
+    )

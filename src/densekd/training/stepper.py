@@ -22,6 +22,7 @@ from densekd.training.evidence import HIDDEN, Evidence, Shown
 from densekd.training.objective import Objective, placed, samples_of
 from densekd.training.optimizers import set_learning_rate
 from densekd.training.peers import Peers
+from densekd.training.pulse import Pulse
 from densekd.training.schedules import learning_rate_factor, term_weight
 from densekd.training.sharding import whole, whole_state
 from densekd.training.specs import TermSpec, TrainSpec
@@ -121,7 +122,8 @@ class Stepper:
             return self._step(number, batches)
 
     def _step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
-        begin = time.perf_counter()
+        begin, pulse = time.perf_counter(), self.peers.pulse
+        pulse.at("beginning the step", step=number + 1)
         torch.manual_seed(keyed_seed(self.seed, "step", number, self.accelerator.process_index))
         factor = learning_rate_factor(self.spec.schedule, number, self.steps)
         rate = set_learning_rate(self.optimizer, factor)
@@ -131,10 +133,11 @@ class Stepper:
         self.objective.train()
         count = self.spec.accumulate
         collected: list[dict[str, Tensor]] = []
-        timed = Timed(batches)
+        timed = Timed(batches, pulse)
         for micro, (batch, pixels) in enumerate(self._shared_out(timed, count)):
             with self._sending(micro == count - 1):
                 collected.append(self._forward_backward(batch, pixels, number, count))
+        pulse.at("updating the weights")
         norm = self._clip(number)
         played = self._adversaries_backward(number)
         self.optimizer.step()
@@ -196,12 +199,15 @@ class Stepper:
         self, batch: Mapping[str, Any], pixels: Tensor | None, number: int, count: int
     ) -> dict[str, Tensor]:
         self.evidence.shown.append(Shown(batch, pixels))
+        self.peers.pulse.at("in the forward pass")
         image, label, valid = placed(batch, self.accelerator.device, channels_last=self.channels_last)
         total, parts = self.objective(image, label, valid, pixels, samples_of(batch))
         own = {**parts, "": total.detach()}
         # The mean is not finite where one is not: no process goes on alone.
-        values = self.peers.means(own)
-        _require_finite(values, own, self.evidence)
+        with self.peers.pulse.waiting():  # on a GPU for its own work too: the host asks for values here
+            values = self.peers.means(own)
+            _require_finite(values, own, self.evidence)
+        self.peers.pulse.at("in the backward pass")
         self.accelerator.backward(total / count)
         return {name: value for name, value in values.items() if not name.startswith(HIDDEN)}
 
@@ -235,15 +241,16 @@ class Stepper:
 
 
 class Timed:
-    """An iterator, and the seconds that were waited for it."""
+    """An iterator, and the seconds that were waited for it; `pulse` is told of waits."""
 
-    def __init__(self, items: Iterator[dict[str, Any]]) -> None:
-        self._items, self.waited = items, 0.0
+    def __init__(self, items: Iterator[dict[str, Any]], pulse: Pulse | None = None) -> None:
+        self._items, self.waited, self._pulse = items, 0.0, pulse or Pulse()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        self._pulse.at("loading images")
         begin = time.perf_counter()
         try:
             return next(self._items)
