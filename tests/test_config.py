@@ -201,6 +201,11 @@ class TestOverrides:
             ("a={b: c}", ("a", {"b": "c"})),
             ("a=1e-3", ("a", 0.001)),
             ("a='5'", ("a", "5")),
+            ("a=/data/run #1: x", ("a", "/data/run #1: x")),
+            ("a=/data/two\nlines", ("a", "/data/two\nlines")),
+            ("a=#fff", ("a", "#fff")),
+            ("a=4 # four", ("a", "4 # four")),
+            ("a='x' # y", ("a", "x")),
         ],
     )
     def test_values_are_yaml(self, text, expected):

@@ -35,6 +35,8 @@ ELSEWHERE = {
     # A lock is an empty file; a probe has no name; the kernel's own; a process's output while it lives.
     "locks.py": {"open"},
     "cli/guard.py": {"open"},
+    # A command's own temporary folder.
+    "cli/libraries.py": {"copyfile", "rmtree"},
     "runs/memory.py": {"write_text"},
     "study/pool.py": {"open"},
     # Pictures and kernels of a benchmark in a folder that is gone with it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -210,6 +209,10 @@ def _pass(view: Dataset[Any], workers: int, images: int, epoch: int) -> tuple[fl
 
 def _cpu_seconds() -> float:
     """CPU time of this process and of all its loading processes that have ended."""
+    try:
+        import resource
+    except ImportError:  # Windows: of this process alone
+        return time.process_time()
     usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from densekd.cli.libraries import considerate
 from densekd.cli.printable import printable
 from densekd.cli.stopping import STOPPING
-from densekd.failures import explained
+from densekd.failures import explained, out_of_room
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,14 +50,15 @@ def debugging() -> bool:
     return os.environ.get(DEBUG) == "1"
 
 
-def _tell(error: BaseException) -> int:
-    """Say what went wrong; the exit code."""
+def _tell(error: BaseException, resumes: bool) -> int:
+    """Say what went wrong; the exit code. Of a command that `resumes`, how it goes on once the disk has room."""
     known = explained(error)
     if known is not None and known.told_elsewhere:
         return int(getattr(known, "exit_code", 2))
     if known is not None:
         code = int(getattr(known, "exit_code", 2))
-        complain(str(known) if code != 2 else f"error: {known}")
+        again = " with --resume: the run goes on from its last checkpoint" if resumes and out_of_room(error) else ""
+        complain(str(known) if code != 2 else f"error: {known}{again}")
         return code
     if isinstance(error, OSError):
         complain(f"error: {error.filename or 'system'}: {error.strerror or error}")
@@ -69,10 +71,13 @@ def _tell(error: BaseException) -> int:
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """A command whose errors end as the design says: user errors 2, Ctrl-C 130, SIGTERM 143, defects 1."""
 
+    resumes = "resume" in getattr(command, "__annotations__", {})
+
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            result = command(*args, **kwargs)
+            with considerate():
+                result = command(*args, **kwargs)
             sys.stdout.flush()  # here, so that a reader who has left is noticed inside
             return result
         except KeyboardInterrupt:
@@ -86,6 +91,6 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 raise SystemExit(STOPPING.end()) from None
             if debugging() or (isinstance(error, SystemExit) and explained(error) is None):
                 raise
-            raise SystemExit(_tell(error)) from None
+            raise SystemExit(_tell(error, resumes)) from None
 
     return run

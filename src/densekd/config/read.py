@@ -142,15 +142,28 @@ def read_recipe(name: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`key.path=value` to (key path, value); the value is read as YAML."""
+    """`key.path=value` to (key path, value); the value is read as YAML, but that a line on its own has no comments."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {text!r}: expected key.path=value, for instance train.batch_size=4")
     try:
-        return key.strip(), _yaml(value)
+        return key.strip(), _unfolded(value)
     except (yaml.YAMLError, ValueError):
         shown = value if len(value) <= 80 else value[:77] + "..."
         raise ConfigError(f"override {key}: {shown!r} is not valid YAML; quote it") from None
+
+
+def _unfolded(value: str) -> Any:
+    """YAML takes ` #` for a comment and breaks of lines for spaces: names of folders hold both, and would be cut."""
+    whole = value.strip()
+    nodes = [event for event in yaml.parse(value, Loader=_Loader) if isinstance(event, yaml.NodeEvent)]
+    if not nodes and whole.startswith("#"):
+        return whole
+    if len(nodes) == 1 and isinstance(nodes[0], yaml.ScalarEvent):
+        only = nodes[0]
+        if only.style is None and not only.tag and not only.anchor and only.value != whole:
+            return whole
+    return _yaml(value)
 
 
 def override(raw: dict[str, Any], key: str, value: Any) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from densekd.errors import DensekdError
+from densekd.errors import DensekdError, ResourceError
 from densekd.failures import lost_process, told
 
 T = TypeVar("T")
@@ -24,6 +27,10 @@ _LEFT = (signal.SIGINT, signal.SIGTERM)
 _END = object()
 _DYING = 5.0
 """Seconds within which a process is gone whose connections broke because it was killed."""
+_NAME = 103 - len("/pymp-xxxxxxxx/listener-xxxxxxxx") - 1
+"""Bytes that the folder of a socket may have: the name of a socket has 107 on Linux, 103 on macOS."""
+_SHORT = ("/tmp", "/var/tmp", "/usr/tmp")
+"""Where Python itself looks for a folder for temporary files."""
 
 
 class _Failed:
@@ -85,13 +92,15 @@ def loaded(
 
     Raises:
         DensekdError: raised while a sample was read; the same error with workers and without.
-        ResourceError: memory ran out, or a loading process was ended from outside.
+        ResourceError: memory ran out, a loading process was ended from outside, or no folder is there for the sockets
+            by which they send images.
     """
+    begin = partial(_begin, folder=_for_sockets() if workers else None)
     loader: DataLoader[Any] = DataLoader(
         _Carrying(view) if workers else view,
         collate_fn=_Collating(collate) if workers else collate,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=begin,
         # The loader draws a base seed for its workers: from here, not from the global generator.
         generator=torch.Generator().manual_seed(0),
         **options,
@@ -153,13 +162,33 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """What a loading process does first: signals reach the whole group, and the step in flight needs its workers.
+def _begin(_worker: int, folder: str | None) -> None:
+    """What a loading process does first.
 
-    They end when the main process closes their queue (see `loaded`) or is gone.
+    Signals are left to the main process: they reach the whole group, and the step in flight needs its workers, which
+    end when the main process closes their queue (see `loaded`) or is gone. Sockets are made in `folder`, where given.
     """
     for number in _LEFT:
         signal.signal(number, signal.SIG_IGN)
+    if folder is not None:
+        tempfile.tempdir = folder
+
+
+def _for_sockets() -> str | None:
+    """A folder with a name short enough for a socket's, where that of temporary files is too long; else None.
+
+    The process that makes the socket fails without a word (Python before 3.14), and the other one waits for ever.
+    """
+    usual = tempfile.gettempdir()
+    if os.name == "nt" or len(os.fsencode(usual)) <= _NAME:
+        return None
+    for folder in _SHORT:
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ResourceError(
+        f"{usual}: too long a name for the sockets of loading processes ({_NAME} bytes are left to it); set TMPDIR to "
+        "a shorter one, or runtime.workers=0"
+    )
 
 
 def _end(iterator: Iterator[Any]) -> None:
