@@ -507,6 +507,32 @@ class TestUnpack:
             unpack(make_zip(tmp_path / "archive", *FILES), tmp_path / "in", {"top/set": "set"}, quiet)
         assert left(tmp_path) == ["archive"]
 
+    @pytest.mark.parametrize("kind", ["zip", "tgz"])
+    def test_an_archive_that_would_fill_the_disk(
+        self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("densekd.data.unpack._SMALL", 10_000)
+        path, entries = tmp_path / "archive", [(f"top/set/{number}.png", bytes(2_000_000)) for number in range(2)]
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+                for name, content in entries:
+                    zipped.writestr(name, content)
+        else:
+            make_tar(path, *entries, mode="w:gz")
+        words = r"archive: 4\.\d+ kB that would become 4 MB: no archive of pictures grows more than 100 times; nothing"
+        with pytest.raises(DataError, match=words):
+            unpack(path, tmp_path / "in", {"top/set": "set"}, quiet)
+        assert left(tmp_path) == ["archive"]
+
+    def test_a_file_that_holds_more_than_it_declares(self, tmp_path: Path) -> None:
+        path = make_zip(tmp_path / "archive", ("top/set/a.png", bytes(100_000)))
+        with zipfile.ZipFile(path, "a") as zipped:
+            zipped.filelist[0].file_size = 10
+            zipped._didModify = True  # type: ignore[attr-defined]  # so that the list is written anew
+        with pytest.raises(DataError, match="damaged, or cut short"):
+            unpack(path, tmp_path / "in", {"top/set": "set"}, quiet)
+        assert sum(file.stat().st_size for file in (tmp_path / "in").rglob("*.png")) <= 10
+
 
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1_420_000_000, "1.42 GB"), (250_000_000, "250 MB")]

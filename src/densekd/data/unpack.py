@@ -24,6 +24,8 @@ from densekd.errors import DataError
 
 _BLOCK = 1 << 20
 _LISTED = 10
+_MOST_TIMES, _SMALL = 100, 10**8
+"""An archive that grows by more is made to fill the disk; one of so few bytes fills none."""
 _ENCRYPTED = 0x1
 # The library's own judgement of a tar's entry, beside ours; Python 3.11.4 brought it.
 _LIBRARY_JUDGES = getattr(tarfile, "data_filter", None)
@@ -52,7 +54,7 @@ def unpack(archive: Path, into: Path, wanted: Mapping[str, str], moved: Moved) -
 
     Raises:
         DataError: the archive is damaged or cut short, an entry is not harmless (nothing is written then), a wanted
-            folder is not in it, or the disk has no room for what it holds.
+            folder is not in it, it would grow beyond measure, or the disk has no room for what it holds.
     """
     with _reading(archive), _opened(archive, into) as members:
         _refuse(archive, members)
@@ -65,8 +67,23 @@ def unpack(archive: Path, into: Path, wanted: Mapping[str, str], moved: Moved) -
         if absent:
             raise DataError(f"{archive}: holds no files in {' nor '.join(absent)}: it is another archive than expected")
         total = sum(member.size for member in targets.values())
+        _require_likely(archive, total)
         require_room(into, total, f"to unpack {archive.name}")
         _write(archive, into, targets, total, moved)
+
+
+def _require_likely(archive: Path, total: int) -> None:
+    """Refuse an archive that would fill the disk; pictures hardly shrink, masks to a tenth or so.
+
+    Raises:
+        DataError: how large it is and how large its files would be.
+    """
+    size = archive.stat().st_size
+    if total > max(_SMALL, _MOST_TIMES * size):
+        raise DataError(
+            f"{archive}: {gigabytes(size)} that would become {gigabytes(total)}: no archive of pictures grows more "
+            f"than {_MOST_TIMES} times; nothing was written"
+        )
 
 
 def require_room(folder: Path, needed: int, why: str) -> None:
