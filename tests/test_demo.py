@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from densekd.config import parse_override
 from densekd.demo import run_demo
+from densekd.demo.run import _command
 from densekd.errors import ConfigError, RunError
 from densekd.runs import Run
 
@@ -36,6 +41,23 @@ def test_the_demo_makes_teacher_students_study_and_picture(tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/student.safetensors")} == before
     with pytest.raises(RunError, match=r"teacher of a demo with other settings; use --force"):
         run_demo(folder, overrides=STUDENTS, teacher_overrides={**SHORT, "train.steps": 3})
+
+
+@given(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    | st.lists(st.integers(), max_size=3)
+)  # fmt: skip
+def test_the_command_of_the_record_can_be_typed_again(value: object) -> None:
+    words = shlex.split(_command([0, 1], {"train.epochs": value}))
+    assert words[:4] == ["densekd", "demo", "--seeds", "0,1"]
+    assert parse_override(words[4]) == ("train.epochs", value)
+
+
+def test_what_python_calls_none_is_null() -> None:
+    assert (
+        _command([0], {"train.epochs": None, "train.steps": 4})
+        == "densekd demo --seeds 0 train.epochs=null train.steps=4"
+    )
 
 
 def test_mistakes_are_told_before_the_teacher_is_trained(tmp_path: Path) -> None:

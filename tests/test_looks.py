@@ -30,6 +30,7 @@ from densekd.report.look_drawing import (
     shares,
     stretched,
 )
+from densekd.report.look_maps import change_words, divergence_words
 
 
 def luminance(color):
@@ -127,6 +128,18 @@ class TestChoice:
     def test_channels_by_the_size_of_their_change(self):
         assert moved_most([1.0, 2.0, 3.0], [1.5, 0.0, 3.0], 2) == [1, 0]
         assert moved_most([1.0, 1.0], [2.0, 0.0], 1) == [0]
+
+
+class TestNumbers:
+    def test_divergences_have_three_digits_each(self):
+        assert [divergence_words(value) for value in (0.1, 0.04004, 0.0, 1.0, 123.4)] == [
+            "0.100",
+            "0.0400",
+            "0.00",
+            "1.00",
+            "123",
+        ]
+        assert [change_words(value) for value in (-0.1, 0.0, 0.25)] == ["\u22120.100", "+0.00", "+0.250"]
 
 
 class TestTerms:

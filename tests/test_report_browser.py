@@ -157,6 +157,22 @@ def pictures_of(page, section):
     )
 
 
+@pytest.mark.parametrize("kind", ["run", "study"])
+def test_no_letter_of_a_drawing_lies_outside_of_it(opened, kind):
+    page = opened(kind)
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll(".chart svg")].flatMap(svg => {
+            const all = svg.getBoundingClientRect()
+            return [...svg.querySelectorAll("text")].filter(one => {
+                const box = one.getBoundingClientRect()
+                return box.left < all.left - 1 || box.right > all.right + 1 || box.top < all.top - 1 ||
+                    box.bottom > all.bottom + 1
+            }).map(one => one.textContent)
+        })"""
+    )
+    assert outside == []
+
+
 def test_kept_pictures_are_shown(opened):
     page = opened("run")
     shown = pictures_of(page, "pictures")

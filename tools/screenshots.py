@@ -47,7 +47,7 @@ SHOTS = (
     Shot("report-phone", "study", width=390, height=844),
     Shot("report-run-dark", "run", scheme="dark"),
     Shot("report-pictures", "study", heading="pictures", height=760),
-    Shot("report-maps", "study", heading="maps", height=900),
+    Shot("report-maps", "study", heading="maps", height=1180),
     Shot("report-confusion", "run", heading="confusion", height=760),
     Shot("report-curves", "run", heading="curves", height=900),
 )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densekd.config import Recipe, TeacherSpec, load_recipe, recipe_digest
+import yaml
+
+from densekd.config import Recipe, TeacherSpec, load_recipe, parse_override, recipe_digest
 from densekd.demo.figure import draw_figure
 from densekd.errors import ConfigError, RunError
 from densekd.runs import Run, train
@@ -71,15 +73,32 @@ def run_demo(
     comparison = prepare(
         recipe, methods=["none", METHOD], seeds=seeds, jobs=jobs, out=folder, force=force, progress=watch
     )
-    command = f"densekd demo --seeds {','.join(map(str, seeds))}"
-    for key, value in (overrides or {}).items():
-        command += f" {shlex.quote(f'{key}={value}')}"
-    study = comparison.go(command)
+    study = comparison.go(_command(seeds, overrides or {}))
     study.raise_if_failed()
     teacher = Run.load(folder / "teacher")
     alone, distilled = (study.runs[name][seeds[0]] for name in ("none", METHOD))
     figure = draw_figure(folder / FIGURE, recipe, teacher, alone, distilled, watch.run("figure").evaluating)
     return DemoResult(study, figure)
+
+
+def _command(seeds: Sequence[int], overrides: Mapping[str, Any]) -> str:
+    """The command as it can be typed again."""
+    words = ["densekd", "demo", "--seeds", ",".join(map(str, seeds))]
+    return shlex.join([*words, *(_typed(key, value) for key, value in overrides.items())])
+
+
+def _typed(key: str, value: Any) -> str:
+    """`key=value` as the command line reads it: as YAML where Python's words would be another value."""
+    plain = f"{key}={value}"
+    try:
+        same = parse_override(plain) == (key, value)
+    except ConfigError:
+        same = False
+    if same:
+        return plain
+    style = '"' if isinstance(value, str) else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"))
+    return f"{key}={text.strip().removesuffix('...').strip()}"
 
 
 def _plain_teacher() -> TeacherSpec | None:

@@ -91,7 +91,7 @@ def cost_chart(record: StudyRecord) -> Chart | None:
             spots.append(Spot(name, line.where, line.cost.seconds_per_step, mean, (mean - sd, mean + sd)))
     if len(spots) < 2:
         return None
-    with plain_axes(8.2, max(3.0, 0.9 + _ROW * len(spots)), right=2.3) as (figure, axes):
+    with plain_axes(8.2, max(3.0, 0.9 + _ROW * len(spots)), left=0.65, right=2.5) as (figure, axes):
         series = {name: SERIES[place - 1] for name, place in _WHERE.items()}
         draw_spots(axes, spots, Paint(series, SERIES[_OTHER - 1], INK, SOFT))
         axes.set_xlabel("milliseconds of a training step", fontsize=8)
@@ -128,7 +128,7 @@ def gain_chart(record: StudyRecord) -> Chart | None:
     if not shown:
         return None
     shown.sort(key=lambda pair: _mean(pair[0]))
-    with plain_axes(8.2, 0.8 + _ROW * max(2, len(shown)), left=2.1) as (figure, axes):
+    with plain_axes(8.2, 0.8 + _ROW * max(2, len(shown)), left=2.4) as (figure, axes):
         axes.grid(visible=False, axis="y")
         axes.grid(axis="x", linewidth=0.6, color=LINE)
         axes.axvline(0, color=SOFT, linewidth=1)

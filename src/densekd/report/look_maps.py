@@ -61,7 +61,7 @@ def _summary(term: TermMaps, record: MapsFile) -> str:
     names = list(term.kl)
     means = [sum(term.kl[name]) / len(term.kl[name]) for name in names]
     told = ", ".join(
-        f"{number(mean, 3)} for the {record.networks[name]}" for name, mean in zip(names, means, strict=True)
+        f"{divergence_words(mean)} for the {record.networks[name]}" for name, mean in zip(names, means, strict=True)
     )
     nearer = sum(new < old for old, new in zip(term.kl[names[0]], term.kl[names[-1]], strict=True))
     return (
@@ -89,9 +89,9 @@ def _table(term: TermMaps, record: MapsFile) -> Table:
         rows.append(
             [
                 Cell(term.channels[place]),
-                *(Cell(number(term.kl[name][place], 3), key=term.kl[name][place]) for name in names),
+                *(Cell(divergence_words(term.kl[name][place]), key=term.kl[name][place]) for name in names),
                 # Nearer to the teacher is the good direction.
-                Cell(_signed(change), key=change, tone="up" if change < 0 else "down" if change > 0 else ""),
+                Cell(change_words(change), key=change, tone="up" if change < 0 else "down" if change > 0 else ""),
                 *(_spread(term.entropy[name][place], term.log_positions) for name in (_TEACHER, *names)),
             ]
         )
@@ -119,7 +119,7 @@ def _channel(place: int, term: TermMaps, shown: ShownChannel, record: MapsFile, 
         drawn = heat_picture(image, held[f"{place}.{shown.channel}.{key}"], shown.low, shown.high)
         numbers = f"entropy {number(shown.entropy[key], 4)}"
         if key in shown.kl:
-            numbers += f", KL {number(shown.kl[key], 3)}"
+            numbers += f", KL {divergence_words(shown.kl[key])}"
         peak = _where(held[f"{place}.{shown.channel}.{key}"])
         figures.append(
             embedded(
@@ -135,7 +135,7 @@ def _channel(place: int, term: TermMaps, shown: ShownChannel, record: MapsFile, 
     change = shown.kl[last] - shown.kl[first]
     direction = "nearer to" if change < 0 else "away from"
     head = Markup("<p><strong>{}</strong> on {}: KL {} ({} the teacher)</p>").format(
-        name, seen.name, _signed(change), direction
+        name, seen.name, change_words(change), direction
     )
     scale = Markup(
         '<p class="soft" style="display:flex;gap:.5rem;align-items:center">{}<span style="height:.6rem;width:8rem;'
@@ -154,5 +154,11 @@ def _where(plane: Tensor) -> str:
     return f"{rows}, {columns}"
 
 
-def _signed(change: float) -> str:
-    return f"{change:+.3g}".replace("-", MINUS)
+def change_words(change: float) -> str:
+    """A change of a divergence, with the digits of `divergence_words`."""
+    return f"{MINUS if change < 0 else '+'}{divergence_words(abs(change))}"
+
+
+def divergence_words(value: float) -> str:
+    """A divergence to three digits, also where the last of them is 0: numbers of a column are equally exact."""
+    return f"{value:#.3g}".rstrip(".")
