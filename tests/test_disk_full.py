@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def paged(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
+    return Known(asked(place, page=True), tmp_path_factory.mktemp("paged") / "run")
+
+
+@pytest.fixture(scope="module")
 def known(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
     return Known(asked(place, looks=True), tmp_path_factory.mktemp("known") / "run")
+
+
+class Telling(Quiet):
+    def said(self, line: str) -> None:
+        sys.stderr.write(f"{line}\n")
 
 
 def command(known: Known, folder: Path, out: Path, act: Any = None, progress: Quiet | None = None) -> None:
@@ -47,7 +58,7 @@ def command(known: Known, folder: Path, out: Path, act: Any = None, progress: Qu
     said, code = io.StringIO(), 0
     with watched(act) if act else unflushed(), contextlib.redirect_stderr(said):
         try:
-            guarded(lambda: distill(known.recipe, out=folder, progress=progress))()
+            guarded(lambda: distill(known.recipe, out=folder, progress=progress or Telling()))()
         except SystemExit as end:
             code = int(end.code or 0)
     out.write_text(json.dumps([code, said.getvalue()]))
@@ -61,18 +72,20 @@ def expect_told(known: Known, root: Path, at: Operation, until: int | None) -> N
     code, said = json.loads(out.read_text())
     checkpoints = sorted((folder / "checkpoints").glob("step-*")) if folder.exists() else []
     assert [Checkpointer.damage(path) for path in checkpoints] == [None] * len(checkpoints), at
-    if code == 0:  # the looks, which a run does without
-        record = Run.load(folder).record
+    record = Run.load(folder).record if (folder / "record.json").is_file() else None
+    if at == known.operations[-1]:  # the folder's flush, with the finished record in it
+        assert (code, record.status) == (0, "done")
+        assert "the run is done, but the disk did not confirm the last write" in said
+    elif code == 0:  # the looks, which a run does without
         assert (record.status, at.number >= made(known, "looks")) == ("done", True), (at, said)
         assert any("no space left" in line for line in record.warnings), at
-        return
-    assert code == 2, (at, said)
-    told = TOLD.search(said)
-    assert (told is not None and not files.is_temporary(Path(told["file"]).name)) or "cannot be written" in said, said
-    # Last of all the folder is flushed, with the finished record in it.
-    if at != known.operations[-1] and (folder / "record.json").is_file():
-        assert Run.load(folder).record.status != "done", at
-    known.go_on(folder, at)
+    else:
+        assert code == 2, (at, said)
+        told = TOLD.search(said)
+        named = told is not None and not files.is_temporary(Path(told["file"]).name)
+        assert named or "cannot be written" in said, said
+        assert record is None or record.status != "done", at
+        known.go_on(folder, at)
 
 
 def refused(known: Known) -> list[Operation]:
@@ -83,6 +96,20 @@ def refused(known: Known) -> list[Operation]:
 @pytest.mark.slow
 @forks
 class TestSome:
+    def test_at_the_last_operation(self, known: Known, tmp_path: Path) -> None:
+        expect_told(known, tmp_path / "last", known.operations[-1], until=None)
+
+    def test_the_page_and_the_line_about_it_are_left_out(self, paged: Known, tmp_path: Path) -> None:
+        """From the page on nothing can be written: the run is done, and a resume writes the page."""
+        at = next(one for one in paged.operations if one.kind == "open" and "report.html" in one.path)
+        folder, out = tmp_path / "run", tmp_path / "out"
+        assert in_a_child(lambda: command(paged, folder, out, full_from(at.number))) == 0
+        code, said = json.loads(out.read_text())
+        assert (code, Run.load(folder).record.status) == (0, "done"), said
+        assert "report.html could not be written, all else is there" in said
+        assert f"{folder / 'record.json'}: does not keep that line: No space left on device" in said
+        paged.go_on(folder, at)
+
     def test_at_some_operations(self, known: Known, tmp_path: Path) -> None:
         some = refused(known)
         step = len(some) // 6
@@ -207,6 +234,20 @@ class TestWords:
             if number > 0:  # the first is the folder's own
                 assert re.search(words, str(found)), found
             assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    def test_resume_is_named_by_commands_that_have_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def train(resume: bool = False) -> None:
+            raise OSError(errno.ENOSPC, "full", "runs/x")
+
+        def export() -> None:
+            train()
+
+        for command, end in ((train, " with --resume: the run goes on from its last checkpoint"), (export, "")):
+            with pytest.raises(SystemExit) as caught:
+                guarded(command)()
+            assert caught.value.code == 2
+            words = "could not be written: no space left on the disk; make room there, and give the command again"
+            assert capsys.readouterr().err == f"error: runs/x: {words}{end}\n"
 
     def test_a_folder_and_a_growing_file_are_named(self, tmp_path: Path) -> None:
         def folder() -> None:

@@ -312,6 +312,9 @@ class TestSideBySide:
 
 class TestWhere:
     def test_errors_say_what_was_expected(self, tmp_path):
+        (tmp_path / "a file").touch()
+        with pytest.raises(RunError, match=r"a file: not a folder; expected the folder of a run"):
+            write_page(tmp_path / "a file")
         with pytest.raises(RunError, match=r"gone: no such folder; expected the folder of a run"):
             write_page(tmp_path / "gone")
         with pytest.raises(RunError, match=r"holds neither record\.json nor study\.json"):

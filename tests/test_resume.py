@@ -255,30 +255,15 @@ def alone(place, tmp_path_factory):
 
 
 class TestKilled:
-    def kill_and_resume(self, place, whole, folder, write: int) -> bool:
-        asked = short(place)
-        if not killed_at(write, lambda: train(asked, out=folder)):
-            return False
-        begun = (folder / "recipe.yaml").is_file()
-        same(train(asked, out=folder, resume=begun, force=not begun), whole)
-        assert not list(folder.rglob(".*")), "nothing half-written is left"
-        return True
+    """Two of the moments; `tests/test_kill_anywhere.py` has them all."""
 
     @pytest.mark.parametrize("write", [1, 9])
     def test_at_a_write(self, place, alone, tmp_path, write):
-        assert self.kill_and_resume(place, alone, tmp_path / "run", write)
-
-    @pytest.mark.slow
-    def test_at_some_writes(self, place, alone, tmp_path):
-        assert all(self.kill_and_resume(place, alone, tmp_path / str(write), write) for write in range(2, 60, 7))
-
-    @pytest.mark.long
-    @pytest.mark.timeout(1800)
-    def test_at_every_write(self, place, alone, tmp_path):
-        write = 1
-        while self.kill_and_resume(place, alone, tmp_path / str(write), write):
-            write += 1
-        assert write > 60
+        asked, folder = short(place), tmp_path / "run"
+        assert killed_at(write, lambda: train(asked, out=folder))
+        begun = (folder / "recipe.yaml").is_file()
+        same(train(asked, out=folder, resume=begun, force=not begun), alone)
+        assert not list(folder.rglob(".*")), "nothing half-written is left"
 
     @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])

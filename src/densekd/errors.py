@@ -7,6 +7,7 @@ is a defect of densekd and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -90,3 +91,12 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
     """
     found = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.5)
     return f"; did you mean {', '.join(repr(f) for f in found)}?" if found else ""
+
+
+def no_folder(path: str | os.PathLike[str]) -> str:
+    """What is wrong with a path that is no folder: `no such folder`, or that something else is there.
+
+    >>> no_folder("no-such-folder")
+    'no such folder'
+    """
+    return "not a folder" if os.path.lexists(path) else "no such folder"

@@ -74,6 +74,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
 
 
+def out_of_room(error: BaseException) -> bool:
+    """Whether a disk took no more."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 def own_place(error: BaseException) -> str | None:
     """`file:line` in the user's own file, or in one beside it, where an error arose; None if it arose elsewhere.
 
@@ -139,14 +144,11 @@ def _memory(error: BaseException) -> DensekdError | None:
 
 
 def _full(error: BaseException) -> DensekdError | None:
-    what = _NO_ROOM.get(error.errno or 0) if isinstance(error, OSError) else None
-    if what is None:
+    if not isinstance(error, OSError) or not out_of_room(error):
         return None
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error, OSError) and error.filename is not None else ""
-    return ResourceError(
-        f"{place}could not be written: {what}, and give the command again; a run goes on with --resume, from its last "
-        "checkpoint"
-    )
+    what = _NO_ROOM[error.errno or 0]
+    place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+    return ResourceError(f"{place}could not be written: {what}, and give the command again")
 
 
 def _lost_process(error: BaseException) -> DensekdError | None:

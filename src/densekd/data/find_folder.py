@@ -10,7 +10,7 @@ from densekd.data.found import FoundData, held_out
 from densekd.data.masks import MaskReader, colors_of
 from densekd.data.palette import made_palette
 from densekd.data.specs import Color, FolderSpec, SplitSpec, check_names
-from densekd.errors import ConfigError, DataError
+from densekd.errors import ConfigError, DataError, no_folder
 
 
 def find_folder(spec: FolderSpec) -> FoundData:
@@ -22,7 +22,7 @@ def find_folder(spec: FolderSpec) -> FoundData:
     """
     root = Path(spec.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder (data.root)")
+        raise DataError(f"{root}: {no_folder(root)} (data.root)")
     classes = class_names(spec)
     if 0 <= spec.ignore_index < len(classes):
         taken = classes[spec.ignore_index]

@@ -14,7 +14,7 @@ from densekd.data.images import IMAGE_SUFFIXES, read_image
 from densekd.data.keyed import keyed_seed
 from densekd.data.masks import MASK_SUFFIXES, MaskReader
 from densekd.data.specs import AutoSplitSpec, SplitSpec, UnlabelledFilesSpec
-from densekd.errors import DataError, nearest
+from densekd.errors import DataError, nearest, no_folder
 
 
 class FolderSet:
@@ -118,7 +118,7 @@ def by_stem(folder: Path, suffixes: frozenset[str], scan: Scan) -> tuple[dict[st
 
 def _folders(root: Path, split: str) -> tuple[Path, Path]:
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder (data.root)")
+        raise DataError(f"{root}: {no_folder(root)} (data.root)")
     _require_inside(root, split)
     images, masks = root / split / "images", root / split / "masks"
     for folder in (images, masks):
@@ -128,7 +128,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
             if split == "val":
                 hint += "; data.auto_split can cut a validation set out of the training files"
             raise DataError(
-                f"{folder}: no such folder; expected {split}/images and {split}/masks in {root}, "
+                f"{folder}: {no_folder(folder)}; expected {split}/images and {split}/masks in {root}, "
                 f"which holds {', '.join(names) or 'no folders'}{hint}"
             )
     return images, masks

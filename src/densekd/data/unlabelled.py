@@ -17,7 +17,7 @@ from densekd.data.check import complain
 from densekd.data.folder import Scan, by_stem, kept_stems, listed_stems, nothing_left
 from densekd.data.images import IMAGE_SUFFIXES, read_image
 from densekd.data.specs import UnlabelledFilesSpec
-from densekd.errors import ConfigError, DataError
+from densekd.errors import ConfigError, DataError, no_folder
 
 # Folders of masks, and the folder of their images.
 _MASKS_BESIDE = {
@@ -43,7 +43,7 @@ def scan_images(spec: UnlabelledFilesSpec) -> tuple[dict[str, Path], list[str]]:
     """
     root = Path(spec.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder (data.unlabelled.root)")
+        raise DataError(f"{root}: {no_folder(root)} (data.unlabelled.root)")
     listed = None if spec.list is None else listed_stems(root, spec.list)
     scan = Scan()
     images, others = by_stem(root, IMAGE_SUFFIXES, scan)

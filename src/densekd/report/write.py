@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from densekd import files
-from densekd.errors import DtypeError, RunError
+from densekd.errors import DtypeError, RunError, no_folder
 from densekd.records import RunRecord, StudyRecord
 from densekd.report.kept import RUN, STUDY, read_run, read_study
 from densekd.report.page import GENERATOR, Page, rendered
@@ -90,7 +90,7 @@ def _kind(path: Path) -> str:
         return RUN
     if (path / STUDY).is_file():
         return STUDY
-    what = f"holds neither {RUN} nor {STUDY}" if path.is_dir() else "no such folder"
+    what = f"holds neither {RUN} nor {STUDY}" if path.is_dir() else no_folder(path)
     raise RunError(
         f"{path}: {what}; expected the folder of a run (densekd train, distill) or of a study (compare, demo)"
     )

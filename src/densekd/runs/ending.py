@@ -1,4 +1,4 @@
-"""How a run ends that does not come to its end: its record says why, and so does what is raised."""
+"""How a run ends: its record says that it is done or why it is not, and so does what is raised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from densekd.failures import explained
 from densekd.records import Cost, Status
+from densekd.runs.folder import Run
 from densekd.runs.ranks import ElsewhereError, Ranks
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted
@@ -16,7 +17,7 @@ from densekd.training.signals import Interrupted
 
 @dataclass(frozen=True)
 class Ending:
-    """What keeps the record of a run that is interrupted or fails.
+    """What keeps the record of a run that is done, interrupted or fails.
 
     Attributes:
         folder: of the run.
@@ -63,6 +64,24 @@ class Ending:
         except (KeyboardInterrupt, SystemExit):
             self._leave(recorder, "interrupted", self._left_at_once())
             raise
+
+    def done(self, recorder: Recorder) -> None:
+        """Write that the run is done; its cost is without the seconds that the looks took.
+
+        A record that has its name and could not be flushed to disk is there: that is said, and is no error.
+
+        Raises:
+            OSError: the record could not be written; the run is gone on with by a resume.
+        """
+        try:
+            recorder.update(status="done", cost=recorder.record.cost)
+        except OSError as error:
+            if Run.load(self.folder).record.status != "done":
+                raise
+            self.said(
+                f"{self.folder}: the run is done, but the disk did not confirm the last write "
+                f"({error.strerror or error}): after a power cut go on with --resume"
+            )
 
     def _leave(self, recorder: Recorder, status: Status, error: str) -> None:
         for line in recorder.leave(status=status, error=error, cost=self.cost(recorder)):

@@ -73,7 +73,9 @@ class Execution:
         self._say = partial(_say, progress, self.account)
         self.tracking = Tracking(self.recipe, self.folder, self.progress.said, self._say, on=self.ranks.first)
         self.looking = Looking(parts, progress, self._say, on=self.ranks.first)
-        self.ending = Ending(self.folder, self.ranks, self.progress.said, partial(self.account.cost, device=parts.device))
+        self.ending = Ending(
+            self.folder, self.ranks, self.progress.said, partial(self.account.cost, device=parts.device)
+        )
 
     def go(self) -> None:
         reset_peak(self.parts.device)
@@ -120,7 +122,7 @@ class Execution:
         recorder = loop.recorder
         with self.ending.stopped(recorder):
             self.looking.after(loop, position, self.account.teacher_digest)
-        recorder.update(status="done", cost=recorder.record.cost)  # without the seconds that the looks took
+        self.ending.done(recorder)
         if self.recipe.report.page:
             leave_page(recorder, self.progress.said)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from densekd import files
 from densekd.config import Recipe, dump_recipe, load_recipe, recipe_digest
-from densekd.errors import DtypeError, RunError
+from densekd.errors import DtypeError, RunError, no_folder
 from densekd.models.build import build_model
 from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
@@ -57,7 +57,7 @@ class Run:
             raise DtypeError(f"Run.load: expected the path of a run folder, got {path!r}")
         folder = Path(path)
         if not (folder / "record.json").is_file():
-            what = "holds no record.json: it is no run" if folder.is_dir() else "no such folder"
+            what = "holds no record.json: it is no run" if folder.is_dir() else no_folder(folder)
             raise RunError(f"{folder}: {what}. Runs are made by `densekd train` and `densekd distill`")
         return cls(folder, trust=trust)
 

@@ -24,7 +24,10 @@ def leave_page(recorder: Recorder, say: Callable[[str], None]) -> None:
     if line is not None:
         say(line)
         record = recorder.record
-        recorder.update(warnings=[*record.warnings, line], cost=record.cost)  # without the seconds that this took
+        try:
+            recorder.update(warnings=[*record.warnings, line], cost=record.cost)  # without the seconds that this took
+        except OSError as error:  # the run is done, and its record says so
+            say(f"{error.filename or recorder.folder}: does not keep that line: {error.strerror or error}")
 
 
 def unless_written(write: Callable[[], Path]) -> str | None:

@@ -10,7 +10,7 @@ from densekd.data.benchmarks.benchmark import Benchmark
 from densekd.data.check import Pair
 from densekd.data.folder import Scan, files_below
 from densekd.data.images import IMAGE_SUFFIXES
-from densekd.errors import DataError
+from densekd.errors import DataError, no_folder
 
 _LOOKED_INTO = 200
 _SHOWN = 8
@@ -41,7 +41,7 @@ def require(benchmark: Benchmark, root: Path, splits: Sequence[str]) -> None:
         else f"; did you mean data.root={guess}?"
     )
     tree = "".join(f"\n  {line}" for line in benchmark.tree.strip().splitlines())
-    what = f"it lacks {', '.join(missing)}" if root.is_dir() else "no such folder"
+    what = f"it lacks {', '.join(missing)}" if root.is_dir() else no_folder(root)
     holds = f"\nthere: {', '.join(there[:_SHOWN])}{', ...' if len(there) > _SHOWN else ''}" if there else ""
     raise MissingPartError(
         f"{root}: not {benchmark.title} in its official layout: {what}{hint}\nexpected under data.root:{tree}{holds}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd import files
-from densekd.errors import CacheError
+from densekd.errors import CacheError, no_folder
 from densekd.runs import words
 from densekd.runs.cache.sets import BUILT, SetFolder, sets_under
 from densekd.teacher_cache import CacheKey, MapReader, is_building
@@ -31,7 +31,7 @@ def sets_at(path: Path) -> tuple[list[SetFolder], list[str]]:
     if (path / HEADER).is_file():
         return [SetFolder(path, read_header(path))], []
     if not path.is_dir():
-        raise CacheError(f"{path}: no such folder; sets lie where a recipe's distill.cache.root says")
+        raise CacheError(f"{path}: {no_folder(path)}; sets lie where a recipe's distill.cache.root says")
     return sets_under(path)
 
 
