@@ -33,6 +33,7 @@ from densekd.export.manifest import (
 )
 from densekd.export.onnx_file import session_of
 from densekd.export.options import GraphOptions
+from densekd.export.pooling import pooled_to_places
 from densekd.export.pt2_file import open_pt2
 from densekd.export.score import class_ids
 from densekd.export.sizes import accepted_sizes, other_sizes, plain
@@ -299,6 +300,58 @@ class TestBlame:
         assert described(network, ["b"]) == "b (AdaptiveAvgPool2d)"
         assert described(network, ["a", "b", "c"]) == "a (AdaptiveAvgPool2d; 1 more of its kind)"
 
+    def test_pooling_to_places_is_found_by_running_it(self):
+        network = nn.Sequential()
+        for name, made in {
+            "by_factor": nn.AvgPool2d(2),
+            "several": nn.AdaptiveAvgPool2d(2),
+            "after_it": nn.AdaptiveMaxPool2d((2, 1)),
+        }.items():
+            network.add_module(name, made)
+        # What comes to `after_it` has one size whatever the images have.
+        assert pooled_to_places(network, (16, 24), (20, 36)) == ["several"]
+        assert pooled_to_places(network, (16, 24), (16, 24)) == []
+
+    @pytest.mark.parametrize(
+        ("pool", "found"),
+        [
+            (lambda x: F.adaptive_avg_pool2d(x, 3), ["inner"]),
+            (lambda x: F.adaptive_max_pool2d(x, (2, 2)), ["inner"]),
+            (lambda x: F.adaptive_avg_pool2d(x, (1, 3)), ["inner"]),
+            (lambda x: F.adaptive_avg_pool2d(x, 1), []),
+            (lambda x: F.adaptive_avg_pool2d(x, (None, 1)), []),
+            (lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3] // 2)), []),
+            (lambda x: F.adaptive_avg_pool2d(x, 3) if x.shape[2] > 16 else x, []),
+        ],
+    )
+    def test_also_without_a_module_for_it(self, pool, found):
+        class Inner(nn.Module):
+            def forward(self, x):
+                return pool(nn.functional.relu(x))
+
+        network = nn.ModuleDict({"inner": Inner(), "twice": nn.Identity()})
+        network.forward = lambda x: network["inner"](network["twice"](x))
+        assert pooled_to_places(network, (16, 24), (20, 36)) == found
+        assert all(not one._forward_hooks and not one._forward_pre_hooks for one in network.modules())
+
+    def test_hooks_are_removed_where_the_network_fails(self):
+        network = nn.Sequential(nn.Conv2d(4, 1, 1))
+        with pytest.raises(RuntimeError):
+            pooled_to_places(network, (16, 24), (20, 36))
+        assert all(not one._forward_hooks and not one._forward_pre_hooks for one in network.modules())
+
+    def test_nothing_is_traced_for_a_refusal(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("densekd.export.run.require_export", lambda *_: None)
+        monkeypatch.setattr("densekd.export.make.traced", lambda *_, **__: pytest.fail("traced"))
+        run = make_run(tmp_path / "run", "nets:pooled")
+        words = (
+            r"its module pool \(AdaptiveAvgPool2d\) would be right at one size alone\. ONNX has no operator for it.*"
+            r"--to onnx --size 32 48`, or let the file resize images of any size: .*--to onnx --resize 32 48`"
+        )
+        with pytest.raises(ExportError, match=words):
+            export_run(run, "onnx", out=tmp_path / "a.onnx")
+        assert not (tmp_path / "a.onnx").exists()
+
     def test_the_module_of_a_node(self):
         assert _module_of("['', 'network', 'network.decoder', 'network.decoder.pool', 'mean_2']") == "decoder.pool"
         assert _module_of("['', 'network', 'add']") == ""
@@ -540,12 +593,14 @@ class TestOnnx:
         torch.testing.assert_close(soft(pixels), logits.sigmoid(), rtol=1e-4, atol=1e-5)
         assert soft.manifest.input.values == "0..255"
 
-    def test_pooling_to_fixed_places_is_named(self, strided, tmp_path):
+    def test_pooling_to_fixed_places_is_named(self, strided, tmp_path, monkeypatch):
         run = make_run(tmp_path / "run", "nets:pooled")
         words = r"its module pool \(AdaptiveAvgPool2d\) would be right at one size alone.*--to onnx --size 32 48`"
+        monkeypatch.setattr("densekd.export.make.pooled_to_places", lambda *_: [])  # the file itself is looked at too
         with pytest.raises(ExportError, match=words):
             export_run(run, "onnx", out=tmp_path / "a.onnx")
         assert not (tmp_path / "a.onnx").exists()
+        monkeypatch.undo()
         fixed = export_run(run, "onnx", out=tmp_path / "a.onnx", size=(24, 36))
         assert fixed.manifest.input.size == (24, 36)
         assert fixed.manifest.verified.sizes == [(24, 36)]
@@ -603,14 +658,14 @@ def test_networks_of_libraries_take_any_size(name, tmp_path):
     assert len(made.manifest.verified.sizes) == 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_psp_names_its_pooling(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     run = make_run(
         tmp_path / "run", "smp:PSPNet", encoder_name="resnet18", encoder_weights=None, psp_out_channels=16,
         size=(64, 96),
     )  # fmt: skip
-    with pytest.raises(ExportError, match=r"decoder\.psp\.blocks\.\d\.pool\.0 \(AdaptiveAvgPool2d; 2 more of its kind"):
+    with pytest.raises(ExportError, match=r"decoder\.psp\.blocks\.1\.pool\.0 \(AdaptiveAvgPool2d; 2 more of its kind"):
         export_run(run, "onnx", out=tmp_path / "a.onnx", images=2)
     assert not (tmp_path / "a.onnx").exists()
     assert export_run(run, "onnx", out=tmp_path / "a.onnx", images=2, size=(64, 96)).manifest.input.size == (64, 96)

@@ -24,6 +24,7 @@ from densekd.export.load import load_exported
 from densekd.export.manifest import InputInfo, InsideInfo, Manifest, Size, evaluated_as
 from densekd.export.onnx_file import open_onnx
 from densekd.export.options import GraphOptions, Int8Options
+from densekd.export.pooling import pooled_to_places
 from densekd.export.pt2_file import open_pt2
 from densekd.export.sizes import accepted_sizes, class_map_size, in_words, other_sizes
 from densekd.export.student import Student
@@ -97,6 +98,8 @@ class GraphExport:
             except ExportError as error:
                 raise ExportError(f"{error}. {self._fixed_size(augment.resized(*stored))}") from None
             base, others, multiple, always = found.base, found.others, found.multiple, not found.same
+            if self.to == "onnx":
+                self._require_no_places(base, others[0])
         given = InputInfo(
             mean=augment.mean,
             std=augment.std,
@@ -142,6 +145,13 @@ class GraphExport:
                 f"the network does not take images of {in_words(size)}; torch says {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
+
+    def _require_no_places(self, base: Size, other: Size) -> None:
+        """Refuse in seconds what a traced file would be refused for: tracing takes a minute with large networks."""
+        names = pooled_to_places(self.student.network, base, other)
+        if names:
+            why = "ONNX has no operator for it: torch's exporter writes down which positions it takes at one size"
+            raise self._one_size_only(why, names, base)
 
     def _verified(self, plan: Plan, seen: RealImages, path: Path) -> Manifest:
         """Trace, write to `path`, compare, and write again with what the comparison found."""
