@@ -38,14 +38,15 @@ def compare_weights(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 def require_finite(network: nn.Module, who: str) -> None:
     """Raises:
-    ModelError: NaN or infinity among the network's parameters, or NaN among its buffers.
+    ModelError: NaN or infinity among the network's parameters and batch statistics, or NaN among other buffers.
     """
     parameters = dict(network.named_parameters())
     for name, value in [*parameters.items(), *network.named_buffers()]:
         if value.is_meta or not value.is_floating_point():
             continue
         # A mask of attention is a buffer that may well hold infinities.
-        wrong = ~torch.isfinite(value.detach()) if name in parameters else torch.isnan(value)
+        strict = name in parameters or name.endswith(("running_mean", "running_var"))
+        wrong = ~torch.isfinite(value.detach()) if strict else torch.isnan(value)
         count = int(wrong.sum())
         if count:
             raise ModelError(

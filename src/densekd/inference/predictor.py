@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densekd.errors import ArgumentError
+from densekd.errors import ArgumentError, NonFiniteError
 from densekd.inference.specs import WHOLE, EvaluationSpec
 from densekd.inference.windows import slide
 from densekd.models.sizes import output_at_any_size
@@ -57,6 +57,9 @@ class Predictor:
         Args:
             images: `(N, C, H, W)`, normalised.
             sizes: N heights and widths, those of the labels.
+
+        Raises:
+            NonFiniteError: the network's output holds NaN or infinity.
         """
         if self.spec.views == 1:
             logits = self._logits(_scaled(images, self.spec.scales[0]))
@@ -94,7 +97,24 @@ class Predictor:
             images = images.contiguous(memory_format=self.layout)
         if self.prepare is not None:
             images = self.prepare(images)
-        return output_at_any_size(self.network, images)
+        return _finite(output_at_any_size(self.network, images))
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """The logits, none of them NaN or infinite; minus infinity may say that a class cannot be.
+
+    Raises:
+        NonFiniteError: the largest of such values would be a class all the same.
+    """
+    if bool(torch.isfinite(logits.sum())):  # in one pass; a sum may overflow though every value is finite
+        return logits
+    bad = int((torch.isnan(logits) | (logits == torch.inf)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"the network's class map {tuple(logits.shape)} holds {bad:,} values that are NaN or infinite: its weights "
+            "or its batch statistics are not finite, or it overflows (runtime.precision); no class can be told from it"
+        )
+    return logits
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:

@@ -18,7 +18,7 @@ from densekd.data.transforms import EvalTransform, TrainTransform
 from densekd.data.unlabelled import Joined
 from densekd.data.views import EvalView, TrainView
 from densekd.distiller import Distiller, Term
-from densekd.distiller.weights import compare_weights
+from densekd.distiller.weights import compare_weights, require_finite
 from densekd.evaluate import autocast
 from densekd.launch import Launch
 from densekd.losses.catalog import loss_options, make_loss
@@ -262,7 +262,7 @@ def build_teacher(parts: Parts) -> nn.Module:
     Raises:
         ConfigError: the size of the training images, or of its own, does not fit it; its classes do not fit the
             data's.
-        ModelError: it fails on them.
+        ModelError: it fails on them, or its weights are not finite.
     """
     own = parts.teacher_classes()
     parts.notices.extend([] if own is None else own.notices)
@@ -271,6 +271,7 @@ def build_teacher(parts: Parts) -> nn.Module:
     teacher = parts.to_device(network).eval()
     # Here, because the distiller gets a copy of it that is folded: other weights, and fewer.
     parts.notices.extend(compare_weights(parts.student, teacher))
+    require_finite(teacher, "teacher")
     spec, images = require_teacher(parts.recipe), parts.teacher_example()
     with preserved(teacher), torch.no_grad(), autocast(parts.device, parts.recipe.runtime.precision):
         attempt(

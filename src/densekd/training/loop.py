@@ -18,6 +18,7 @@ from densekd.training.numbers import note_losses, note_overflow, note_zeros, rem
 from densekd.training.peers import Peers
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted, StopSignals
+from densekd.training.soundness import require_sound
 from densekd.training.specs import TrainSpec
 from densekd.training.stepper import Stepper, StepResult
 
@@ -85,7 +86,8 @@ class Loop:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, in any process; a checkpoint of this very moment is written.
-            NonFiniteError: a loss or gradient is not finite; the last good checkpoint stands, and the step is kept.
+            NonFiniteError: a loss or gradient is not finite, and the step is kept; or weights after a step, or the
+                student's output in an evaluation. The last good checkpoint stands.
             SilentTermError: a term had no effect for many steps.
         """
         micro = self.spec.accumulate
@@ -137,6 +139,7 @@ class Loop:
         return position.taken == self.steps or (every is not None and position.taken % every == 0)
 
     def _evaluate(self, position: Position) -> None:
+        require_sound(self.stepper.plain, position.taken)
         scores, matrix, images = self.evaluated(self.evaluate, position)
         best = position.best is None or scores.miou > position.best["miou"]
         position.last = scores.model_dump(mode="json")
@@ -167,6 +170,8 @@ class Loop:
     def _save(self, position: Position) -> None:
         if self._saved == (position.taken, position.evaluated):
             return
+        if position.taken:
+            require_sound(self.stepper.plain, position.taken)
         self.peers.pulse.at("writing a checkpoint", patient=True)
         self.recorder.write_log()
         self.checkpointer.save(self.stepper, position)
@@ -181,6 +186,7 @@ class Loop:
 
         Raises:
             Interrupted: a signal came before its end.
+            NonFiniteError: the student's output holds NaN or infinity.
         """
 
         def watch(done: int, images: int) -> None:
@@ -196,6 +202,8 @@ class Loop:
         except Abandoned:
             self.leave_if_asked(position)
             raise
+        except NonFiniteError as error:
+            raise NonFiniteError(f"evaluation after step {position.taken}: {error}") from error
 
     def leave_if_asked(self, position: Position) -> None:
         """Save and leave when a signal came, to whichever process.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekd.data.keyed import keyed_seed
-from densekd.errors import NonFiniteError
+from densekd.errors import ModelError, NonFiniteError
 from densekd.failures import told
 from densekd.training.adversaries import Adversaries
 from densekd.training.evidence import HIDDEN, Evidence, Shown
@@ -207,6 +207,11 @@ class Stepper:
         with self.peers.pulse.waiting():  # on a GPU for its own work too: the host asks for values here
             values = self.peers.means(own)
             _require_finite(values, own, self.evidence)
+        if not total.requires_grad:
+            raise ModelError(
+                f"step {number + 1}: the loss hangs on no weight of the student any more: its output is detached, or "
+                "every parameter is frozen; nothing could be learned from it"
+            )
         self.peers.pulse.at("in the backward pass")
         self.accelerator.backward(total / count)
         return {name: value for name, value in values.items() if not name.startswith(HIDDEN)}
