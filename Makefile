@@ -12,13 +12,14 @@ COMPILED := env -u PYTHONDONTWRITEBYTECODE
 # A test to a core, one thread each: small networks gain nothing from a second.
 PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo screenshots check test test-long lint types layers numbers docs docs-serve wheel-test audit clean
+.PHONY: help setup demo screenshots check test test-long lint types layers numbers docs docs-serve wheel-test matrix audit clean
 
 help:
 	@echo "make demo       draw scenes, train a teacher, a student alone and a distilled student (about 5 minutes)"
 	@echo "make check      lint, types, layers, numbers of the docs, fast tests (about 90 s)"
 	@echo "make test       everything of check, the full tests, the site, the wheel in a clean environment (under 12 minutes)"
 	@echo "make test-long  the slow tests; leaves benchmarks/results/test-long.json"
+	@echo "make matrix     the wheel with every Python, torch 2.11 and newest, with and without extras (30 to 60 minutes)"
 	@echo "make screenshots  pictures of a short demo's report for the docs, taken by Chromium (about 5 minutes; STUDY=folder: of that)"
 	@echo "make audit      known vulnerabilities of the pinned requirements, where pip-audit can be had"
 	@echo "make docs       the documentation as a site, in build/site (seconds); make docs-serve shows it"
@@ -74,6 +75,9 @@ docs-serve: $(READY)
 
 wheel-test: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(CLEAN) $(BIN)/python tools/wheel_test.py
+
+matrix: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(CLEAN) $(BIN)/python tools/matrix.py
 
 # Part of nothing that must pass: it asks a service, and says so where it got no answer.
 audit: $(READY)

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from installing import ROOT, mirror
+
 REQUIREMENTS = ROOT / "requirements.txt"
 _SECONDS = 300
 
@@ -50,14 +51,6 @@ def outcome(stdout: str, stderr: str) -> tuple[int, list[str]]:
     return (1 if bad else 0), lines
 
 
-def _surroundings() -> dict[str, str]:
-    """uv does not read pip's settings: a mirror that is named there is handed on."""
-    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    mirror = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL") or done.stdout.strip()
-    return {**os.environ, **({"UV_DEFAULT_INDEX": mirror} if mirror else {})}
-
-
 def main() -> int:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if uv is None:
@@ -65,7 +58,7 @@ def main() -> int:
         return 0
     try:
         done = subprocess.run(
-            command(uv), env=_surroundings(), capture_output=True, text=True, timeout=_SECONDS, check=False
+            command(uv), env={**os.environ, **mirror()}, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         print(f"not audited: {error}")

@@ -7,15 +7,14 @@ Everything happens in a temporary folder, outside the repository. Needs `uv` on 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from installing import ROOT, CommandError, build_wheel, command, programs, wheel_in
+
 _RECIPES = ROOT / "src" / "densekd" / "recipes"
 _PAGES = ROOT / "src" / "densekd" / "report" / "templates"
 TEMPLATES = {path.relative_to(ROOT / "src").as_posix() for path in _PAGES.iterdir()}
@@ -49,27 +48,18 @@ print(type(network).__name__, "loaded from run/")
 """
 
 
-def step(*command: str | Path, cwd: Path) -> str:
+def step(*parts: str | Path, cwd: Path) -> str:
     """Run one command; what it printed. Ends the test with that if it fails."""
-    began = time.monotonic()
-    unwanted = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
-    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    shown = " ".join(
-        Path(command[0]).name if i == 0 else str(part) for i, part in enumerate(command) if part != IMPORTS
-    )
+    began, failed, said = time.monotonic(), None, ""
+    try:
+        said = command(*parts, cwd=cwd)
+    except CommandError as error:
+        failed = error
+    shown = " ".join(Path(part).name if i == 0 else str(part) for i, part in enumerate(parts) if part != IMPORTS)
     print(f"{time.monotonic() - began:6.1f} s  {shown[:100]}", flush=True)
-    if done.returncode != 0:
-        sys.exit(f"wheel test: exit code {done.returncode}\n{done.stdout}")
-    return done.stdout
+    if failed is not None:
+        sys.exit(f"wheel test: exit code {failed.code}\n{failed.said}")
+    return said
 
 
 def expect(what: str, holds: bool, found: object) -> None:
@@ -93,11 +83,11 @@ def main() -> int:
     """Build, install, use."""
     with tempfile.TemporaryDirectory(prefix="densekd-wheel-") as name:
         work = Path(name)
-        step("uv", "build", "--wheel", "--out-dir", work / "dist", ROOT, cwd=work)
-        (wheel,) = (work / "dist").glob("*.whl")
+        step(*build_wheel(work), cwd=work)
+        wheel = wheel_in(work)
         check_content(wheel)
         step("uv", "venv", "-q", "--python", sys.executable, work / "venv", cwd=work)
-        folder = work / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        folder = programs(work / "venv")
         python, densekd = folder / "python", folder / "densekd"
         pins = ROOT / "requirements.txt"
         step("uv", "pip", "install", "-q", "--python", python, "-c", pins, wheel, cwd=work)
