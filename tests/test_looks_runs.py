@@ -13,7 +13,7 @@ from PIL import Image
 
 import densekd.runs.looks as run_looks
 from densekd import files
-from densekd.looks.records import ImagesFile, MapsFile, PicturesFile
+from densekd.looks.records import ImagesFile, MapsFile, PicturesFile, besides
 from densekd.report.looks import run_sections, study_sections
 from densekd.runs import Run, distill, train
 from densekd.runs.progress import Quiet
@@ -128,6 +128,7 @@ class TestARun:
     def test_another_teacher_at_the_end_is_not_shown(self, place, tmp_path):
         teacher = tmp_path / "teacher"
         shutil.copytree(place / "teacher", teacher)
+        (teacher / "record.json").unlink()  # with it a changed student is refused as damaged
 
         class Changing(Quiet):
             def step(self, taken, steps, result):
@@ -208,7 +209,7 @@ def pair(alone, whole, tmp_path_factory):
 
 class TestBeside:
     def test_images_are_those_where_the_best_students_differ_most(self, pair):
-        beside = pair[1].path / "looks" / "beside"
+        [beside] = besides(pair[1].path)
         found = PicturesFile.model_validate(files.read_json(beside / "pictures.json"))
         assert list(found.networks) == ["teacher", "alone", "distilled"]
         assert found.runs == {"alone": "alone", "distilled": "distilled"}
@@ -219,13 +220,13 @@ class TestBeside:
         assert [expected[row.index] for row in found.rows] == pytest.approx(gains)
 
     def test_maps_are_of_terms_without_an_adapter(self, pair):
-        found = MapsFile.model_validate(files.read_json(pair[1].path / "looks" / "beside" / "maps.json"))
+        found = MapsFile.model_validate(files.read_json(besides(pair[1].path)[0] / "maps.json"))
         assert [term.name for term in found.terms] == ["channelwise:output"]
         assert list(found.terms[0].kl) == ["alone", "distilled"]
         assert "the student alone has no adapter" in found.notes[0]
 
     def test_it_is_made_once_for_the_same_students(self, pair):
-        path = pair[1].path / "looks" / "beside" / "pictures.json"
+        path = besides(pair[1].path)[0] / "pictures.json"
         before = path.stat().st_mtime_ns
         assert keep_beside(*pair, lambda _done, _total: None) == []
         assert path.stat().st_mtime_ns == before
@@ -261,6 +262,33 @@ class TestBeside:
         assert titles == ["Where distillation changed most", "What distillation works on"]
         other = study_sections(pair[0].path.parent, {"distilled": pair[1].path})
         assert "no pictures of these runs" in str(other[0].body).lower()
+
+    def test_two_students_alone_are_shown_each_on_its_page(self, pair, place, tmp_path):
+        alone, distilled = (shutil.copytree(run.path, tmp_path / run.path.name) for run in pair)
+        again = {**asked(place), "teacher": None, "terms": [], "seed": 1}
+        other = train(again, out=tmp_path / "other")
+        before = (besides(distilled)[0] / "pictures.json").read_bytes()
+        assert keep_beside(other, Run(distilled, trust=True), lambda _done, _total: None) == []
+        assert len(besides(distilled)) == 2
+
+        def shown(*paths):
+            return str(study_sections(tmp_path, {path.name: path for path in (*paths, distilled)})[0].body)
+
+        assert "that of alone," in shown(alone)
+        assert "that of other," in shown(other.path)
+        assert before in [(folder / "pictures.json").read_bytes() for folder in besides(distilled)]
+        record = json.loads((alone / "record.json").read_text())
+        (alone / "record.json").write_text(json.dumps({**record, "student_sha256": "of another training"}))
+        assert "no pictures of these runs" in shown(alone).lower()
+
+    def test_a_single_one_as_an_earlier_version_kept_it(self, pair, tmp_path):
+        alone, distilled = (shutil.copytree(run.path, tmp_path / run.path.name) for run in pair)
+        single = besides(distilled)[0].rename(tmp_path / "single")
+        shutil.rmtree(distilled / "looks" / "beside")
+        single.rename(distilled / "looks" / "beside")
+        assert besides(distilled) == [distilled / "looks" / "beside"]
+        assert keep_beside(Run(alone), Run(distilled), lambda _done, _total: None) == []
+        assert "that of alone," in str(study_sections(tmp_path, {"a": alone, "d": distilled})[0].body)
 
 
 class TestThePage:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from densekd.files import is_temporary
 from densekd.records.base import Record, dump
 
 FOLDER = "looks"
 """Folder of a run for what is kept of its networks to be looked at."""
 BESIDE = "beside"
-"""Folder inside that one, of a distilled run, that shows it beside the student alone."""
+"""Folder inside that one, of a distilled run, that shows it beside the student alone, a folder for each such run."""
+
+
+def besides(run: Path) -> list[Path]:
+    """Folders in which the run in `run` is shown beside a student alone; an earlier version kept a single one."""
+    folder = run / FOLDER / BESIDE
+    found = [folder, *sorted(path for path in folder.glob("*") if path.is_dir() and not is_temporary(path.name))]
+    return [path for path in found if any((path / name).is_file() for name in ("pictures.json", "maps.json"))]
 
 
 def as_file(record: BaseModel) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from densekd import files
 from densekd.errors import CheckpointError, DensekdError
 from densekd.looks.pictures import unpacked
-from densekd.looks.records import BESIDE, FOLDER, MapsFile, PicturesFile
+from densekd.looks.records import FOLDER, MapsFile, PicturesFile, besides
 from densekd.report.look_maps import maps_body
 from densekd.report.look_pictures import pictures_body
 from densekd.report.section import Section
@@ -39,10 +39,8 @@ def study_sections(folder: Path, runs: Mapping[str, Path]) -> list[Section]:
         folder: the study's.
         runs: the runs' folders by the name that the page gives them.
     """
-    names = {path.absolute().name for path in runs.values()}
-    for path in runs.values():
-        kept = path / FOLDER / BESIDE
-        if kept.is_dir() and _alone(kept) in (None, *names):
+    for kept in (kept for path in runs.values() for kept in besides(path)):
+        if _shows_one_of(runs.values(), kept):
             found = [
                 _pictures(kept, "pictures", "Where distillation changed most"),
                 _maps(kept, "maps", "What distillation works on"),
@@ -52,13 +50,25 @@ def study_sections(folder: Path, runs: Mapping[str, Path]) -> list[Section]:
     return [Section("pictures", "Where distillation changed most", _soft(why))] if runs else []
 
 
-def _alone(kept: Path) -> str | None:
-    """The run of the student alone that is shown; None where the pictures do not say."""
+def _shows_one_of(runs: Iterable[Path], kept: Path) -> bool:
+    """Whether the student alone that is shown is one of these runs' as they are now, or is not named."""
     try:
         found = _record(kept, "pictures", PicturesFile)
     except DensekdError:
-        return None  # which the section says
-    return None if found is None else found.runs.get("alone")
+        return True  # which the section says
+    if found is None or "alone" not in found.runs:
+        return True
+    name, weights = found.runs["alone"], found.weights.get("alone")
+    return any(files.as_text(run.absolute().name) == name and _student(run) in (None, weights) for run in runs)
+
+
+def _student(run: Path) -> str | None:
+    """SHA-256 of a run's student; None where its record does not keep it, or cannot be read: its page says that."""
+    try:
+        record = files.read_json(run / "record.json")
+    except CheckpointError:
+        return None
+    return record.get("student_sha256") if isinstance(record, dict) else None
 
 
 def _pictures(kept: Path, anchor: str, title: str) -> Section | None:

@@ -13,7 +13,7 @@ from densekd.config import Recipe, load_recipe
 from densekd.errors import CheckpointError, DensekdError, RunError
 from densekd.failures import explained
 from densekd.looks.choice import changed_most
-from densekd.looks.records import BESIDE, FOLDER, ImagesFile, PicturesFile, ScoredImages
+from densekd.looks.records import BESIDE, FOLDER, ImagesFile, PicturesFile, ScoredImages, besides
 from densekd.records import STUDENT_ALONE
 from densekd.runs import Run
 from densekd.runs.assemble import Parts, assemble, build_distiller
@@ -70,7 +70,9 @@ def keep_first_beside(runs: Mapping[str, Mapping[int, Run]], watch: Watch) -> li
 
 
 def keep_beside(alone: Run, distilled: Run, watch: Watch) -> list[str]:
-    """Write `looks/beside` of the distilled run, unless it is there for these very students.
+    """Write a folder under `looks/beside` of the distilled run, unless one is there for these very students.
+
+    There is one for each recipe of a student alone: two studies that share a distilled run keep one each.
 
     Images are chosen by their own mIoU under the best evaluation of each run, whose students are the ones that ship.
 
@@ -87,12 +89,11 @@ def keep_beside(alone: Run, distilled: Run, watch: Watch) -> list[str]:
 
 def _keep(alone: Run, distilled: Run, watch: Watch) -> list[str]:
     spec = distilled.recipe.report
-    target = distilled.path / FOLDER / BESIDE
     if not spec.images and not spec.channels:
         return []
     pair = {"alone": alone, "distilled": distilled}
     of = {key: (files.as_text(run.path.absolute().name), files.sha256_file(run.weights)) for key, run in pair.items()}
-    if _is_there(target, {key: digest for key, (_, digest) in of.items()}):
+    if any(_is_there(folder, {key: digest for key, (_, digest) in of.items()}) for folder in besides(distilled.path)):
         return []
     scores = [_best(run) for run in (alone, distilled)]
     parts = _opened(distilled)
@@ -105,7 +106,8 @@ def _keep(alone: Run, distilled: Run, watch: Watch) -> list[str]:
         content = _pictures(parts, own, teacher, scores, of, notes, watch) if spec.images else {}
         if spec.channels:
             content |= _maps(parts, networks, teacher, watch)
-    files.write_folder(target, content)
+    key = alone.record.recipe_sha256 or of["alone"][1]
+    files.write_folder(distilled.path / FOLDER / BESIDE / key[:16], content)
     return notes
 
 
