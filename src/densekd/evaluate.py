@@ -19,6 +19,7 @@ from densekd.metrics import ConfusionMeter
 from densekd.records import Scores
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.training.loading import loaded
+from densekd.training.loading_watch import PATIENCE
 
 
 class View(Protocol):
@@ -79,6 +80,7 @@ def confusion(
     device: torch.device,
     batch_size: int = 8,
     workers: int = 0,
+    patience: float | None = PATIENCE,
     precision: str = "float32",
     channels_last: bool = False,
     watch: Callable[[int, int], None] | None = None,
@@ -96,6 +98,8 @@ def confusion(
     Args:
         view: the images and labels.
         batch_size: images loaded at a time, and the most images or windows in one forward pass.
+        workers: loading processes; 0: the main process loads.
+        patience: seconds that the loading processes may take to give a batch; None: for ever.
         watch: called with (images done, images in all) before every batch; of this process's share.
         prepare: applied to what goes into a forward pass first (the teacher's own normalisation and size, for
             instance).
@@ -112,7 +116,7 @@ def confusion(
     count, done = len(own), 0
     part = view if shard[1] == 1 else Subset(view, own)  # type: ignore[arg-type]
     predictor = Predictor(network, task, evaluation, most=batch_size, channels_last=channels_last, prepare=prepare)
-    loader = loaded(part, workers=workers, collate=eval_collate, batch_size=batch_size)
+    loader = loaded(part, workers=workers, patience=patience, collate=eval_collate, batch_size=batch_size)
     with closing(loader) as batches, evaluation_mode(network), torch.no_grad(), told():
         for batch in chain.from_iterable(batches):
             if watch is not None:

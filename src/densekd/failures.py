@@ -166,11 +166,11 @@ def _lost_process(error: BaseException) -> DensekdError | None:
     return lost_process(lost["signal"])
 
 
-def lost_process(signal: str | None) -> ResourceError:
+def lost_process(signal: str | None, who: str = "a loading process", doing: str = "") -> ResourceError:
     """The error for a loading process that is gone, ended by this signal where it is known."""
     how = f"was ended by signal {signal.strip()}" if signal else "ended unexpectedly"
     return ResourceError(
-        f"a loading process {how}; mostly because memory ran out: lower runtime.workers (each holds images of its own) "
+        f"{who} {how}{doing}; mostly because memory ran out: lower runtime.workers (each holds images of its own) "
         "or train.batch_size; runtime.workers=0 loads in the main process"
     )
 

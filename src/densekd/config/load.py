@@ -62,14 +62,14 @@ def dump_recipe(recipe: Recipe) -> str:
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of the resolved recipe's canonical JSON, without what changes no run.
 
-    That is what others published, what is kept for the report or told to trackers, how long a process may stand still,
-    and of a cache its place and whether to ask: a set is told by its key.
+    That is what others published, what is kept for the report or told to trackers, how long a process may stand
+    still, and of a cache its place and whether to ask: a set is told by its key.
     """
     left_out: dict[str, Any] = {
         "published": True,
         "report": True,
         "track": True,
-        "runtime": {"stall_minutes"},
+        "runtime": {"stall_minutes", "loading_minutes"},
         "distill": {"cache": {"root", "ask"}},
     }
     kept = recipe.model_dump(mode="json", exclude=left_out)

@@ -117,6 +117,10 @@ class RunRecord(Record):
     schema_version: Literal[1] = Field(default=1, alias="schema", description="of this record")
     status: Status = Field(description="of the run, now")
     error: str | None = Field(default=None, description="why it failed or was stopped")
+    traceback: str | None = Field(
+        default=None,
+        description="of a failure: the calls that led to it, with those of a loading process; up to 20,000 characters",
+    )
     method: str = Field(description="what was distilled with; none: the student alone")
     seed: int = Field(description="of the run")
     split: str = Field(description="of `final` and `best`")

@@ -99,6 +99,7 @@ class Parts:
             self.recipe.train.batch_size,
             self.recipe.seed,
             workers=workers,
+            patience=self.recipe.runtime.patience,
             rank=self.launch.rank,
             world=self.launch.world,
             pin_memory=pin_memory,
@@ -270,8 +271,8 @@ def build_teacher(parts: Parts) -> nn.Module:
     require_fit(parts.recipe, network, "teacher", parts.stored_size)
     teacher = parts.to_device(network).eval()
     # Here, because the distiller gets a copy of it that is folded: other weights, and fewer.
-    parts.notices.extend(compare_weights(parts.student, teacher))
     require_finite(teacher, "teacher")
+    parts.notices.extend(compare_weights(parts.student, teacher))
     spec, images = require_teacher(parts.recipe), parts.teacher_example()
     with preserved(teacher), torch.no_grad(), autocast(parts.device, parts.recipe.runtime.precision):
         attempt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from densekd.runs.folder import Run
 from densekd.runs.ranks import ElsewhereError, Ranks
 from densekd.training.recorder import Recorder
 from densekd.training.signals import Interrupted
+
+_LONGEST = 20_000
+"""Characters of a traceback that the record keeps: its end, where the error is."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Ending:
             found = self.ranks.told(error)
             known = (explained(found) if isinstance(found, OSError) else None) or found
             words = str(found) if isinstance(found, ElsewhereError) else f"{type(known).__name__}: {known}"
-            self._leave(recorder, "failed", words)
+            self._leave(recorder, "failed", words, "".join(traceback.format_exception(error))[-_LONGEST:])
             if found is error:
                 raise
             raise found from error
@@ -83,8 +87,8 @@ class Ending:
                 f"({error.strerror or error}): after a power cut go on with --resume"
             )
 
-    def _leave(self, recorder: Recorder, status: Status, error: str) -> None:
-        for line in recorder.leave(status=status, error=error, cost=self.cost(recorder)):
+    def _leave(self, recorder: Recorder, status: Status, error: str, trace: str | None = None) -> None:
+        for line in recorder.leave(status=status, error=error, traceback=trace, cost=self.cost(recorder)):
             self.said(line)
 
     def _left_at_once(self) -> str:

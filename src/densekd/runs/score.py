@@ -133,6 +133,7 @@ def score_run(
         device=parts.device,
         batch_size=parts.recipe.train.evaluate_batch_size,
         workers=runtime.workers,
+        patience=runtime.patience,
         precision=runtime.precision,
         channels_last=runtime.channels_last,
         evaluation=recipe.evaluation,

@@ -51,6 +51,7 @@ def scorer(parts: Parts, stepper: Stepper, which: SegmentationSet, peers: Peers)
                 device=parts.device,
                 batch_size=recipe.train.evaluate_batch_size,
                 workers=recipe.runtime.workers,
+                patience=recipe.runtime.patience,
                 precision=recipe.runtime.precision,
                 channels_last=recipe.runtime.channels_last,
                 evaluation=recipe.evaluation,

@@ -95,6 +95,7 @@ def _scores(opened: Opened, watch: Quiet) -> dict[str, Scores]:
                 device=parts.device,
                 batch_size=parts.recipe.train.evaluate_batch_size,
                 workers=runtime.workers,
+                patience=runtime.patience,
                 precision=runtime.precision,
                 channels_last=runtime.channels_last,
                 evaluation=parts.recipe.evaluation,

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 
 from densekd.data.keyed import keyed_seed
 from densekd.training.loading import loaded
+from densekd.training.loading_watch import PATIENCE
 
 
 def epoch_order(seed: int, epoch: int, size: int, stream: str = "order") -> list[int]:
@@ -81,6 +82,7 @@ class Batcher:
         batch_size: training images per micro-batch and rank.
         seed: the run's seed.
         workers: loading processes; the batches do not depend on it.
+        patience: seconds that they may take to give a batch; None: for ever.
         unlabelled: number of images without labels; the view has them at the indices from `size` on.
         unlabelled_per_batch: how many of them follow the `batch_size` others in each micro-batch.
     """
@@ -93,6 +95,7 @@ class Batcher:
         seed: int,
         *,
         workers: int = 0,
+        patience: float | None = PATIENCE,
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
@@ -103,12 +106,19 @@ class Batcher:
         self.streams = [_Stream("order", 0, size, batch_size)]
         if unlabelled and unlabelled_per_batch:
             self.streams.append(_Stream("unlabelled order", size, unlabelled, unlabelled_per_batch))
-        self.workers, self.rank, self.world, self.pin_memory = workers, rank, world, pin_memory
+        self.workers, self.patience = workers, patience
+        self.rank, self.world, self.pin_memory = rank, world, pin_memory
 
     def batches(self, first: int, last: int) -> Generator[dict[str, Any], None, None]:
         """Micro-batches `first` .. `last - 1`, each a dict of stacked tensors. Close it to end its processes."""
         sampler = _Positions(self.streams, self.seed, first, last, self.rank, self.world)
-        return loaded(self.view, workers=self.workers, batch_sampler=sampler, pin_memory=self.pin_memory)
+        return loaded(
+            self.view,
+            workers=self.workers,
+            patience=self.patience,
+            batch_sampler=sampler,
+            pin_memory=self.pin_memory,
+        )
 
     def epochs(self, micro_batches: int) -> float:
         """Passes over the training images, those with labels, that so many micro-batches make."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -13,10 +15,11 @@ from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from densekd.errors import DensekdError, ResourceError
-from densekd.failures import lost_process, told
+from densekd.failures import told
+from densekd.training.loading_watch import PATIENCE, Board, Watch, name_of
 
 T = TypeVar("T")
 
@@ -43,20 +46,25 @@ class _Failed:
 
 
 class _Carrying(Dataset[Any]):
-    """A view whose errors are values."""
+    """A view whose errors are values; what is being read stands on the board."""
 
-    def __init__(self, view: Any) -> None:
-        self.view = view
+    def __init__(self, view: Any, board: Board) -> None:
+        self.view, self.board = view, board
 
     def __len__(self) -> int:
         return len(self.view)
 
     def __getitem__(self, key: Any) -> Any:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        self.board.note(worker, name_of(self.view, key))
         try:
             with told():
                 return self.view[key]
         except _CARRIED as error:
             return _Failed(error)
+        finally:
+            self.board.note(worker, "")
 
 
 class _Collating(Generic[T]):
@@ -77,7 +85,12 @@ class _Collating(Generic[T]):
 
 
 def loaded(
-    view: Any, *, workers: int, collate: Callable[[list[Any]], T] = default_collate, **options: Any
+    view: Any,
+    *,
+    workers: int,
+    patience: float | None = PATIENCE,
+    collate: Callable[[list[Any]], T] = default_collate,
+    **options: Any,
 ) -> Generator[T, None, None]:
     """The batches of a data loader; its processes end when the iteration is over, left by an exception, or closed.
 
@@ -87,17 +100,19 @@ def loaded(
     Args:
         view: data set by whatever keys the sampler gives.
         workers: loading processes; 0: the main process loads.
+        patience: seconds that the loading processes may take to give a batch; None: for ever.
         collate: makes a batch of a list of samples.
         options: further ones of torch's `DataLoader`.
 
     Raises:
         DensekdError: raised while a sample was read; the same error with workers and without.
-        ResourceError: memory ran out, a loading process was ended from outside, or no folder is there for the sockets
-            by which they send images.
+        ResourceError: memory ran out, a loading process was ended or hangs, or no folder is there for the sockets by
+            which they send images.
     """
+    board = Board(workers)
     begin = partial(_begin, folder=_for_sockets() if workers else None)
     loader: DataLoader[Any] = DataLoader(
-        _Carrying(view) if workers else view,
+        _Carrying(view, board) if workers else view,
         collate_fn=_Collating(collate) if workers else collate,
         num_workers=workers,
         worker_init_fn=begin,
@@ -107,42 +122,53 @@ def loaded(
     )
     with told(), _signals_held():
         iterator = iter(loader)
+    watch = _watched(iterator, board, patience) if workers else None
     try:
         while True:
             with told():
-                batch = _next(iterator)
+                batch: Any = next(iterator, _END) if watch is None else _next(iterator, watch)
             if batch is _END:
                 return
             if isinstance(batch, _Failed):
                 raise batch.error
             yield batch
     finally:
-        _end(iterator)
+        if watch is not None:
+            watch.end()
+            _end(iterator)
 
 
-def _next(iterator: Iterator[Any]) -> Any:
+def _watched(iterator: Any, board: Board, patience: float | None) -> Watch:
+    """Watch over the processes of an iterator, in the place of torch's signal handler.
+
+    That one raises wherever the program happens to be: within a tracker, which would take it for an error of its own.
+    """
+    if iterator._worker_pids_set:
+        torch._C._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    return Watch(iterator._workers, board, math.inf if patience is None else patience)
+
+
+def _next(iterator: Iterator[Any], watch: Watch) -> Any:
     """The next batch, or `_END`.
 
     A process that is killed breaks its connections a moment before it counts as ended: torch then raises the error of
     the connection. Errors of files are none of these, they come as `_Failed`.
 
     Raises:
-        ResourceError: a connection broke because a process was ended.
+        ResourceError: a process is gone, or hangs.
     """
     try:
-        return next(iterator, _END)
-    except (OSError, EOFError) as error:
-        workers = getattr(iterator, "_workers", None)
-        if not workers:
+        with watch.waiting():
+            return next(iterator, _END)
+    except (OSError, EOFError, RuntimeError) as error:
+        if not isinstance(error, RuntimeError):
+            for sentinel in wait([worker.sentinel for worker in watch.workers], timeout=_DYING):
+                next(worker for worker in watch.workers if worker.sentinel == sentinel).join()
+        found = watch.error()
+        if found is None:
             raise
-        gone = wait([worker.sentinel for worker in workers], timeout=_DYING)
-        for worker in workers:
-            if worker.sentinel in gone:
-                worker.join()  # a sentinel is such a connection too
-        codes = [worker.exitcode for worker in workers if worker.exitcode]
-        if not codes:
-            raise
-        raise lost_process(signal.strsignal(-codes[0]) if codes[0] < 0 else None) from error
+        raise found from error
 
 
 @contextmanager
@@ -191,13 +217,17 @@ def _for_sockets() -> str | None:
     )
 
 
-def _end(iterator: Iterator[Any]) -> None:
+def _end(iterator: Any) -> None:
     """End the loading processes. Python would wait for one that hangs, for ever, when the program ends."""
-    end = getattr(iterator, "_shutdown_workers", None)  # a loader without processes has none
-    if end is None:
-        return
-    end()
-    for worker in iterator._workers:  # type: ignore[attr-defined]
+    workers = iterator._workers
+    if not (iterator._shutdown or all(worker.is_alive() for worker in workers)):
+        for worker in workers:
+            worker.kill()
+            worker.join(_DYING)
+        # One that was killed may have held the lock of this event, for which torch would wait for ever.
+        iterator._workers_done_event = multiprocessing.Event()
+    iterator._shutdown_workers()
+    for worker in workers:
         if worker.is_alive():
             worker.kill()
-        worker.join()
+        worker.join(_DYING)

@@ -149,6 +149,11 @@ class RuntimeSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device; auto: CUDA when there is one")
     precision: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="autocast precision")
     workers: int = Field(default=0, ge=0, description="processes that load data; 0: the main process")
+    loading_minutes: PositiveFloat | None = Field(
+        default=10.0,
+        description="loading processes: minutes that they may take to give a batch; then they are ended, and the run "
+        "with them, by an error that names the files; null: no limit",
+    )
     threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null: torch's own choice")
     channels_last: bool = Field(default=True, description="memory layout of student, teacher and images")
     keep_memory: Literal["auto"] | bool = Field(
@@ -175,3 +180,8 @@ class RuntimeSpec(Spec):
         description="several processes: minutes after which one that makes no step ends the run, with the reason; "
         "null: no limit",
     )
+
+    @property
+    def patience(self) -> float | None:
+        """`loading_minutes` in seconds."""
+        return None if self.loading_minutes is None else 60 * self.loading_minutes

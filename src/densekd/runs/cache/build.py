@@ -80,7 +80,8 @@ class Filler:
         """The views of these samples in their order, as many at a time as a step of the run has."""
         count = self.parts.recipe.train.batch_size + self.parts.unlabelled_per_batch
         groups = [list(samples[start : start + count]) for start in range(0, len(samples), count)]
-        return loaded(self.parts.train_view(), workers=workers, batch_sampler=groups)
+        patience = self.parts.recipe.runtime.patience
+        return loaded(self.parts.train_view(), workers=workers, patience=patience, batch_sampler=groups)
 
     def fill(
         self, writer: Writer, samples: Sequence[Sample], watch: Callable[[int], None], said: Callable[[str], None]
