@@ -149,7 +149,7 @@ def environment() -> dict[str, str]:
 
 
 def make_record(
-    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency"],
+    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency", "soak"],
     *,
     device: str,
     threads: int,

@@ -29,7 +29,7 @@ class BenchRecord(Record):
     """A benchmark's record; committed ones live under `benchmarks/results/`."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema", description="of this record")
-    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency"] = Field(
+    bench: Literal["loss", "methods", "task", "step", "data", "scaling", "latency", "soak"] = Field(
         description="which benchmark"
     )
     device: str = Field(description="what it ran on, in words")
