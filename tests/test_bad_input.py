@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -157,36 +158,44 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
             use(tmp_path / "a.png")
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """100 training images of which one is truncated, and two validation images."""
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 training images of which one is truncated, and two validation images; nobody changes them."""
+    root = tmp_path_factory.mktemp("large")
     for number in range(100):
-        corpuskit.put_pair(tmp_path, "train", f"{number:02}.png")
-    corpuskit.BAD["truncated.png"][0](tmp_path / "train" / "images" / "41.png")
-    corpuskit.put_pair(tmp_path, "val", "a.png")
-    corpuskit.put_pair(tmp_path, "val", "b.png")
-    return tmp_path
+        corpuskit.put_pair(root, "train", f"{number:02}.png")
+    corpuskit.BAD["truncated.png"][0](root / "train" / "images" / "41.png")
+    corpuskit.put_pair(root, "val", "a.png")
+    corpuskit.put_pair(root, "val", "b.png")
+    return root
+
+
+@pytest.fixture
+def large(shared: Path, tmp_path: Path) -> Path:
+    """A copy of `shared`, to be changed."""
+    return Path(shutil.copytree(shared, tmp_path / "large"))
 
 
 class TestOnError:
     def test_one_percent_rounded_down(self) -> None:
         assert [allowed(count) for count in (0, 1, 99, 100, 199, 200, 2975)] == [0, 0, 0, 1, 1, 2, 29]
 
-    def test_stop_names_the_file_and_the_way_out(self, large: Path) -> None:
+    def test_stop_names_the_file_and_the_way_out(self, shared: Path) -> None:
         with pytest.raises(DataError, match=r"1 problem in 102 image-mask pairs \(data.on_error=skip leaves") as found:
-            build(large)
-        assert f"{large}/train/images/41.png: cannot be read" in str(found.value)
+            build(shared)
+        assert f"{shared}/train/images/41.png: cannot be read" in str(found.value)
 
-    def test_skip_leaves_it_out_and_says_so(self, large: Path) -> None:
-        found = build(large, on_error="skip")
+    def test_skip_leaves_it_out_and_says_so(self, shared: Path) -> None:
+        found = build(shared, on_error="skip")
         assert len(found.train) == 99
         assert "41" not in {found.train.name_of(index) for index in range(99)}
         assert found.left_out["train"].count == found.lacking(found.train) == 1
         assert found.lacking(found.val) == 0
         heading = "train: 1 of 100 left out, whose files cannot be used (data.on_error: skip)"
         place = found.notices.index(heading)
-        assert found.notices[place + 1].startswith(f"train: left out: {large}/train/images/41.png: cannot be read")
+        assert found.notices[place + 1].startswith(f"train: left out: {shared}/train/images/41.png: cannot be read")
 
+    @pytest.mark.slow
     def test_a_second_one_is_more_than_a_hundredth(self, large: Path) -> None:
         corpuskit.BAD["empty.png"][0](large / "train" / "images" / "42.png")
         with pytest.raises(DataError, match=r"2 problems in 100 .*\(more than 1% of a split: train: 2 of 100\)"):
@@ -195,11 +204,13 @@ class TestOnError:
             build(large)
         assert "data.on_error" not in str(found.value)
 
+    @pytest.mark.slow
     def test_a_small_split_loses_none(self, large: Path) -> None:
         corpuskit.BAD["empty.png"][0](large / "val" / "images" / "a.png")
         with pytest.raises(DataError, match="val: 1 of 2"):
             build(large, on_error="skip")
 
+    @pytest.mark.slow
     def test_images_without_labels_too(self, large: Path) -> None:
         more = large / "more"
         more.mkdir()
