@@ -46,7 +46,7 @@ class TestSizes:
         (found,) = student.segment([image()])
         assert torch.equal(found, expected())
         assert file.seen[0].shape == (1, 3, 6, 10)
-        assert "takes images of 10x6 alone; 1 of 2 are resized" in student.notices([(12, 20), (6, 10)])[0]
+        assert "takes images of 6x10 (height x width) alone; 1 of 2 are" in student.notices([(12, 20), (6, 10)])[0]
         assert not student.notices([(6, 10)])
 
     def test_the_size_of_the_run(self) -> None:

@@ -77,8 +77,8 @@ class ShippedStudent:
         others = [stored for stored in sizes if size is not None and stored != tuple(size)]
         if size is not None and others and self.evaluation.crop is None:
             said.append(
-                f"{self.exported.path}: takes images of {size[1]}x{size[0]} alone; {len(others)} of {len(sizes)} are "
-                "resized to that, and what it finds is resized back"
+                f"{self.exported.path}: takes images of {size[0]}x{size[1]} (height x width) alone; {len(others)} of "
+                f"{len(sizes)} are resized to that, and what it finds is resized back"
             )
         used, scored = self.evaluation, self.manifest.evaluated.evaluation
         if used != scored:
