@@ -526,8 +526,8 @@ class TestOnnx:
         assert found.bytes_before != found.bytes_after == made.path.stat().st_size
         assert 0 < found.miou_before < 1
         assert b"QuantizeLinear" in made.path.read_bytes()
-        images = torch.randn(1, 3, 32, 48)
-        assert 0 < (made(images) - file(images)).abs().max() < 0.2 * file(images).abs().max()
+        images = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))  # some beyond the range seen
+        assert 0 < (made(images) - file(images)).abs().mean() < 0.1 * file(images).abs().mean()
         assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
     def test_int8_that_costs_too_much_leaves_no_file(self, strided, tmp_path, monkeypatch):
