@@ -6,40 +6,17 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 
 import pytest
 import yaml
 
-from densekd.cli import main as entry
+from clikit import densekd as densekd
 from densekd.runs.cache.survey import prunable
 from densekd.teacher_cache import MapWriter, read_header
 from runkit import distillation
 from studykit import place_with_teacher
 from test_cache_views import key, lay
-
-
-@pytest.fixture
-def densekd(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
-        try:
-            entry.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def rows(out: str) -> list[dict[str, str]]:

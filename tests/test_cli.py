@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from densekd.cli import main as entry
+from clikit import densekd as densekd
 from densekd.config import load_recipe, shipped_recipes
 from densekd.runs import Run, train
 from runkit import distillation, make_place, recipe
@@ -28,30 +28,6 @@ def place(tmp_path_factory):
     (root / "tiny.yaml").write_text(yaml.safe_dump(recipe(root)))
     (root / "dist.yaml").write_text(yaml.safe_dump(distillation(root, root / "teacher")))
     return root
-
-
-@pytest.fixture
-def densekd(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        monkeypatch.delenv("DENSEKD_DEBUG", raising=False)
-        monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
-        try:
-            entry.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            os.environ.pop("DENSEKD_DEBUG", None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 class TestMistakes:

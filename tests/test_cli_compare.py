@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 
 import pytest
 import yaml
 
-from densekd.cli import main as entry
+from clikit import densekd as densekd
 from densekd.records import StudyFailure
 from densekd.study import Method, Study
 from densekd.study.record import study_record
@@ -21,29 +19,6 @@ from studykit import TEACHER, comparable_recipe, place_with_teacher, record
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return place_with_teacher(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def densekd(monkeypatch, capsys, tmp_path):
-    """Call the command in this process, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["densekd", *map(str, arguments)])
-        try:
-            entry.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            os.environ.pop("DENSEKD_DEBUG", None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
