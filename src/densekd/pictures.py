@@ -142,6 +142,7 @@ def legend(
     behind = [""] * len(classes) if notes is None else list(notes)
     if not classes or not len(classes) == len(palette) == len(behind):
         raise ArgumentError(f"legend: {len(classes)} classes, {len(palette)} colours, {len(behind)} notes")
+    classes, behind = [one_line(name) for name in classes], [one_line(text) for text in behind]
     font, small = _font(text_size), _font(max(8, round(0.87 * text_size)))
     gap, swatch, line = round(0.6 * text_size), round(1.2 * text_size), round(1.9 * text_size)
     names = [max(1, round(font.getlength(name))) for name in classes]
@@ -251,7 +252,7 @@ def contact_sheet(
     top = head
     for place, (row, height) in enumerate(zip(fitted, heights, strict=True)):
         if row_titles:
-            draw.text((gap, top + line // 2), row_titles[place], fill=_INK, font=font, anchor="lm")
+            draw.text((gap, top + line // 2), one_line(row_titles[place]), fill=_INK, font=font, anchor="lm")
             top += line
         for column, picture in enumerate(row):
             if picture is not None:
@@ -269,8 +270,14 @@ def _to_width(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((width, height), how).convert("RGB")
 
 
+def one_line(text: str) -> str:
+    """The text with what cannot be drawn, line breaks too, as codes: a name of a file or class may hold anything."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _fitting(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text in the largest letters that fit, down to 9 pixels; then shortened."""
+    text = one_line(text)
     while size > 9 and _font(size).getlength(text) > width:
         size -= 1
     font, shown = _font(size), text

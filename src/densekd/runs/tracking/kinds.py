@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from densekd import files
 from densekd.config import Recipe, dump_recipe
 from densekd.records import TrackerRecord
 from densekd.runs.tracking.check import wandb_mode
@@ -77,7 +79,7 @@ class TensorBoard:
         self.tracker.start()
         if start.fresh:
             # A text, and not its hyper-parameters: those would be a second run beside this one in every list.
-            self.tracker.log({"recipe": f"```yaml\n{dump_recipe(start.recipe)}```"}, step=0)
+            self.tracker.log({"recipe": fenced(dump_recipe(start.recipe))}, step=0)
         return f"tensorboard: {start.folder / self.record.where} (`tensorboard --logdir {start.folder.parent}`)"
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -89,6 +91,13 @@ class TensorBoard:
     def finish(self, *, whole: bool) -> str | None:
         self.tracker.finish()
         return None
+
+
+def fenced(text: str) -> str:
+    """YAML as code in Markdown: its fence is longer than any run of backticks in it, so that no text ends it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{files.as_text(text)}{fence}"
 
 
 class WeightsAndBiases:

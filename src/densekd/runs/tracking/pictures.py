@@ -7,12 +7,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from densekd.evaluate import evaluation_mode, spread
-from densekd.pictures import colourise, contact_sheet, legend, photograph
+from densekd.pictures import colourise, contact_sheet, legend, one_line, photograph
 from densekd.runs.assemble import Parts
 from densekd.runs.look_pictures import Answering
 
 _WIDTH = 320
 """Pixels of each of the three pictures: event files hold all of them, for every evaluation."""
+_LONGEST = 120
+"""Bytes of a name in a tag."""
 _TITLES = ("image", "truth", "prediction")
 
 
@@ -39,7 +41,7 @@ class Pictures:
         """
         name_of = self.parts.data.val.name_of
         return {
-            f"pictures/{place}-{name_of(index)}": self._one(network, index)
+            f"pictures/{place}-{_short(name_of(index))}": self._one(network, index)
             for place, index in enumerate(self.chosen, start=1)
         }
 
@@ -55,6 +57,12 @@ class Pictures:
         height, width = label.shape
         size = (_WIDTH, max(1, round(height * _WIDTH / width)))
         return colourise(label, self.parts.data.palette).resize(size, Image.Resampling.NEAREST)
+
+
+def _short(name: str) -> str:
+    """A sample's name as part of a tag, of which trackers make a file: bounded, and nothing in it that is no text."""
+    text = one_line(name)
+    return text if len(text.encode()) <= _LONGEST else f"{text[: _LONGEST // 4]}..."
 
 
 def _array(picture: Image.Image) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from densekd.pictures import one_line
 from densekd.records import RunRecord, Scores
 
 
@@ -16,7 +17,8 @@ def of_scores(prefix: str, scores: Scores, *, by_class: bool = True) -> dict[str
     """Scores under a prefix; a class without an IoU is left out."""
     found = {f"{prefix}/miou": scores.miou, f"{prefix}/pixel_accuracy": scores.pixel_accuracy}
     iou = scores.iou if by_class else {}
-    return {**found, **{f"{prefix}/iou/{name}": value for name, value in iou.items() if value is not None}}
+    known = {one_line(name): value for name, value in iou.items() if value is not None}
+    return {**found, **{f"{prefix}/iou/{name}": value for name, value in known.items()}}
 
 
 def of_record(record: RunRecord) -> dict[str, float]:
