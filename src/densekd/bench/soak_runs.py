@@ -36,6 +36,7 @@ def teacher(num_classes: int) -> nn.Module:
 CLASSES = ("sky", "road", "tree")
 _IMAGES = {"train": 24, "val": 8}
 _TEACHER_STEPS = 20
+_MEMORY = {"memory": True, "pixel_queue": 64, "region_queue": 64, "pixel_samples": 32, "region_samples": 16}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def make_place(root: Path) -> dict[str, Any]:
         "terms": [
             {"method": "channelwise", **term},
             {"method": "channelwise", **features, "weight": 1.0, "decay": "linear"},
-            {"method": "crossimage", **features, "weight": 0.1, "options": {"memory": True}},
+            {"method": "crossimage", **features, "weight": 0.1, "options": _MEMORY},
         ],
         "preflight": {"teacher_images": 4, "on_problem": "warn"},
         "report": {"images": 2, "channels": 2},
