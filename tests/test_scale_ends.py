@@ -176,9 +176,11 @@ class TestKilled:
         codes = launched.wait()
         assert codes[victim] == -signal.SIGKILL
         assert codes[1 - victim] == 2
-        assert "error: another process of this run ended without a word; go on with --resume" in launched.err(
-            1 - victim
-        )
+        said = launched.err(1 - victim)
+        assert said.count("error:") == 1
+        assert f"error: process {victim} of 2 (counted from 0; pid {launched.children[victim]} on " in said
+        assert "is gone without a word" in said
+        assert "go on with --resume" in said
         record = Run.load(tmp_path / "run").record
         assert record.status == ("failed" if victim == 1 else "running")
 

@@ -40,7 +40,7 @@ def engine(runtime: RuntimeSpec, device: torch.device, ranks: Ranks | None = Non
     for state in _STATES:
         state._shared_state.clear()
     try:
-        with nullcontext() if ranks is None else ranks.group(device):
+        with nullcontext() if ranks is None else ranks.group(device, runtime.stall_minutes):
             with nullcontext() if several() else _without_a_place():
                 accelerator = _accelerator(runtime, device)
             yield accelerator

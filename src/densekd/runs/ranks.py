@@ -7,7 +7,6 @@ and hears at once what another one failed on. Which is why the process group is 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ import torch.distributed as dist
 from densekd.errors import DensekdError, RunError
 from densekd.failures import explained
 from densekd.launch import Launch, launched
-from densekd.runs.watch import FAILED, Watch, told_words
+from densekd.runs.exchange import FAILED, told_words
+from densekd.runs.meeting import met, part
+from densekd.runs.watch import Watch, say
 from densekd.training.pulse import Pulse
 
 T = TypeVar("T")
@@ -29,8 +30,6 @@ _PATIENCE = 3600.0
 """Seconds that one process may need more than another before training: mostly to read and check images."""
 _STUCK = timedelta(minutes=30)
 """After so long without an answer in a collective the run ends; a checkpoint on a slow disk is within it."""
-_SLOWEST = timedelta(minutes=5)
-"""Within which all processes are started."""
 _LOST = ("peer", "gloo/transport", "NCCL", "socket", "Broken pipe")
 
 
@@ -128,7 +127,8 @@ class Ranks:
         """What this process raises for its error: the error, or that another process failed before it."""
         if self._store is None:
             return error
-        if _lost(error):
+        lost = _lost(error)
+        if lost:
             missing = None if self.watch is None else self.watch.missing()
             error = RunError(missing or "another process of this run ended without a word; go on with --resume")
         if self.watch is not None:
@@ -141,12 +141,15 @@ class Ranks:
             code = error.code
         mine = json.dumps({"rank": self.launch.rank, "code": code, "text": f"{type(known).__name__}: {known}"})
         try:
-            found = self._store.compare_set(FAILED, "", mine).decode()
-        except RuntimeError:  # the process that held the store is gone, and cannot say anything either
-            found = mine
-        if found == mine or isinstance(error, KeyboardInterrupt | SystemExit):
-            return error
-        return _elsewhere(found)
+            found = json.loads(self._store.compare_set(FAILED, "", mine).decode())
+        except RuntimeError:  # the process that held the store is gone: what counts is what it has told before
+            found = json.loads(mine) if self.watch is None or self.watch.failed is None else self.watch.failed
+        if found != json.loads(mine) and not isinstance(error, KeyboardInterrupt | SystemExit):
+            return _elsewhere(found)
+        if lost and isinstance(error, RunError):
+            say(str(error))  # at once: a launcher that has noticed too ends this process at any moment
+            error.told_elsewhere = True
+        return error
 
     @contextmanager
     def training(self, limit: float | None, record: Callable[[str], None]) -> Iterator[None]:
@@ -167,25 +170,32 @@ class Ranks:
         """Wait a moment for the others where they read from this process's store, so that they hear why it ends."""
         if self._store is None:
             return
+        gone = 0
         if self.watch is not None:
+            gone = len(self.watch.gone())
             self.watch.stop()
         try:
             self._store.add("left", 1)
             until = time.monotonic() + 5
-            while self.first and self._store.add("left", 0) < self.world and time.monotonic() < until:
+            while self.first and self._store.add("left", 0) + gone < self.world and time.monotonic() < until:
                 time.sleep(0.02)
         except RuntimeError:
             return
 
     @contextmanager
-    def group(self, device: torch.device) -> Iterator[None]:
-        """Inside the block torch's process group is there: NCCL between GPUs, gloo between CPUs."""
+    def group(self, device: torch.device, stall_minutes: float | None = None) -> Iterator[None]:
+        """Inside the block torch's process group is there: NCCL between GPUs, gloo between CPUs.
+
+        Args:
+            stall_minutes: after which a process that stands still is told; a collective waits for longer.
+        """
         if self._store is None:
             yield
             return
+        timeout = max(_STUCK, timedelta(minutes=(stall_minutes or 0) + 5))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=_part("group", self._store), rank=self.launch.rank, world_size=self.world, timeout=_STUCK
+            backend, store=part("group", self._store), rank=self.launch.rank, world_size=self.world, timeout=timeout
         )
         try:
             yield
@@ -203,13 +213,17 @@ class Ranks:
             ElsewhereError: one failed.
             RunError: one did not come within an hour.
         """
+        with self.pulse.waiting():
+            self._await(what)
+
+    def _await(self, what: str) -> None:
         self._met += 1
         key, until, pause = f"met {self._met} {what}", time.monotonic() + _PATIENCE, 0.002
         try:
             self._store.add(key, 1)
             while self._store.add(key, 0) < self.world:
                 if self._store.check([FAILED]):
-                    raise _elsewhere(self._get(FAILED))
+                    raise _elsewhere(json.loads(self._get(FAILED)))
                 if time.monotonic() > until:
                     raise self.told(RunError(f"{what}: another process did not come so far within {_PATIENCE:g} s"))
                 time.sleep(pause)
@@ -218,9 +232,8 @@ class Ranks:
             raise RunError(f"{what}: the first process of this launch is gone") from None
 
 
-def _elsewhere(found: str) -> ElsewhereError:
-    said: dict[str, Any] = json.loads(found)
-    return ElsewhereError(told_words(said), int(said["code"]))
+def _elsewhere(found: dict[str, Any]) -> ElsewhereError:
+    return ElsewhereError(told_words(found), int(found["code"]))
 
 
 def _lost(error: BaseException) -> bool:
@@ -228,27 +241,6 @@ def _lost(error: BaseException) -> bool:
     if isinstance(error, DensekdError) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
-
-
-def _met(launch: Launch) -> Any:
-    """The store that the launcher's variables name.
-
-    Raises:
-        RunError: there is none.
-    """
-    try:
-        found = dist.rendezvous("env://", launch.rank, launch.world, timeout=_SLOWEST)  # type: ignore[attr-defined]
-        return next(found)[0]
-    except (dist.DistError, ValueError) as error:
-        address = ":".join(os.environ.get(name, "(not set)") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise RunError(
-            f"the processes of this launch do not meet at MASTER_ADDR:MASTER_PORT = {address}: "
-            f"{' '.join(str(error).split())[:200]}; with torchrun on one machine, --standalone finds a free port"
-        ) from None
-
-
-def _part(name: str, store: Any) -> Any:
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 _stores: list[Any] = []
@@ -273,11 +265,11 @@ def joined() -> Iterator[Ranks]:
         if dist.is_initialized():
             raise RunError("torch.distributed has a process group already: train and distill make their own")
         if not _stores:
-            _stores.append(_met(launch))
+            _stores.append(met(launch))
         _runs += 1
         name = f"densekd {_runs}"
         # A store answers one thread at a time: those that watch have a connection of their own.
-        ranks = Ranks(launch, _part(name, _stores[0]), _part(name, _stores[0].clone()))
+        ranks = Ranks(launch, part(name, _stores[0]), part(name, _stores[0].clone()))
     _joined.append(ranks)
     try:
         yield ranks

@@ -128,17 +128,11 @@ class Seen:
     sign: Sign
     silent: float
 
-    @property
-    def idle(self) -> float:
-        """Seconds since its newest mark."""
-        return self.sign.idle + self.silent
-
     def is_still(self, limit: float) -> bool:
         """Whether it keeps the others from going on: it is silent, or does not come on with what it is at."""
         sign = self.sign
-        return self.silent >= limit or (
-            not sign.waiting and self.idle >= (max(limit, PATIENCE) if sign.patient else limit)
-        )
+        most = max(limit, PATIENCE) if sign.patient else limit
+        return self.silent >= limit or (sign.idle >= most and not sign.waiting)
 
 
 def stalled(seen: Sequence[Seen], limit: float) -> list[Seen]:
@@ -151,7 +145,7 @@ def stalled(seen: Sequence[Seen], limit: float) -> list[Seen]:
     if still:
         behind = min((one.sign.step, one.sign.order) for one in still)
         return [one for one in still if (one.sign.step, one.sign.order) == behind]
-    if len(seen) > 1 and all(one.sign.waiting and one.idle >= limit for one in seen):
+    if len(seen) > 1 and all(one.sign.waiting and one.sign.idle >= limit for one in seen):
         return list(seen)
     return []
 
@@ -159,10 +153,10 @@ def stalled(seen: Sequence[Seen], limit: float) -> list[Seen]:
 def stall_words(found: Sequence[Seen], world: int, limit: float) -> str:
     """The error for processes that stand still."""
     if all(one.sign.waiting and one.silent < limit for one in found):
-        first = found[0]
+        seconds = min(one.sign.idle for one in found)
         said = (
-            f"all {world} processes have waited for one another for {min(one.idle for one in found):.0f} s at step "
-            f"{first.sign.step}: the connection between them, or a GPU, hangs"
+            f"all {world} processes have waited for one another for {seconds:.0f} s at step {found[0].sign.step}: the "
+            "connection between them, or a GPU, hangs"
         )
     else:
         said = "; ".join(_still(one, world, limit) for one in found[:_MOST_NAMED])
@@ -193,7 +187,7 @@ def _still(one: Seen, world: int, limit: float) -> str:
             f"{_heard(one)}"
         )
     code = f", in {one.sign.code}" if one.sign.code else ""
-    return f"{named(one, world)} has made no step for {one.idle:.0f} s: it is {_at(one.sign)}{code}"
+    return f"{named(one, world)} has made no step for {one.sign.idle:.0f} s: it is {_at(one.sign)}{code}"
 
 
 def _heard(one: Seen) -> str:

@@ -1,47 +1,41 @@
 """The processes of a run watch one another: one that is gone, or stands still, ends them all, with the reason.
 
 Each has two threads beside the one that trains, which may be blocked in a collective where no signal and no exception
-reaches it. One tells the others over the launch's store what its process is at, and hears what they say; it may hang
-with the store. The other judges, and ends this process where need be. Neither is waited for by a step.
+reaches it. One tells the others what its process is at, and hears what they say (`densekd.runs.exchange`); the other
+judges, and ends this process where need be. No step waits for either.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from densekd.launch import Launch
-from densekd.runs.signs import Place, Seen, Sign, gone_words, left, stall_words, stalled
+from densekd.runs.exchange import ANSWER, Exchange, told_words
+from densekd.runs.signs import Place, Seen, Sign, gone_words, stall_words, stalled
 from densekd.training.lateness import Late, Waits
 from densekd.training.pulse import Pulse
 
-FAILED = "failed"
-"""Key of the first failure: who failed, with which exit code, in which words."""
-_INTERVAL, _READERS = 1.0, 32
-"""Seconds between two signs, for so many processes; of more each one's are rarer, as all read all."""
 _SOON, _LATEST = 10.0, 45.0
 """Seconds within which a process that can end by itself has begun to, and has done so."""
-_ANSWER = 5.0
-"""Seconds that a thread waits for the other one's word from the store."""
 _GUARD = 15.0
 """Seconds after which a process ends whatever its last words wait for."""
-_SLOW_STORE = timedelta(seconds=60)
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 _NEVER = threading.Event()
 
 
-def told_words(told: dict[str, Any]) -> str:
-    """A failure as another process has told it; who stands still, or is gone, is named in the words."""
-    return str(told["text"]) if told.get("watch") else f"process {told['rank']}: {told['text']}"
+def say(line: str) -> None:
+    """An error on stderr, from any thread: not through the streams of Python, which another may be writing to."""
+    plain = line.encode("ascii", "backslashreplace").decode()
+    with suppress(OSError):
+        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}error: {plain}\n".encode())
 
 
 class Watch:
@@ -51,32 +45,29 @@ class Watch:
         launch: this process's place.
         store: a connection of its own to the launch's store.
         pulse: what the thread that makes this object is at.
+
+    Attributes:
+        waits: where the long waits of this process for the others are noted.
     """
 
     def __init__(self, launch: Launch, store: Any, pulse: Pulse) -> None:
         self.launch, self.pulse, self.waits = launch, pulse, Waits()
-        self.lines: deque[str] = deque()
-        self._store, self._place, self._thread = store, Place.here(), threading.get_ident()
-        self._late = Late(launch.world)
-        self._signs: dict[int, tuple[Sign, float]] = {}
-        self._failed: dict[str, Any] | None = None
-        self._accusation: str | None = None
-        self._heard = time.monotonic()
-        self._lost = self._ended = self._finishing = False
+        self._place, self._trains = Place.here(), threading.get_ident()
+        self._late, self._lines = Late(launch.world), deque[str]()
         self._limit: float | None = None
-        self._begun = self._heard
         self._record: Callable[[str], None] | None = None
+        self._begun = time.monotonic()
+        self._ended = self._finishing = self._told = False
         self._leaving, self._over = threading.Event(), threading.Event()
-        self._nudge, self._news = threading.Event(), threading.Event()
         self._end, self._telling = threading.Lock(), threading.Lock()
-        self._interval = _INTERVAL * max(1.0, launch.world / _READERS)
-        store.set_timeout(_SLOW_STORE)
-        self._threads = [
-            threading.Thread(target=work, name=f"densekd {work.__name__}", daemon=True)
-            for work in (self._talking, self._judging)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._exchange = Exchange(launch, store, self._sign)
+        self._judge = threading.Thread(target=self._judging, name="densekd watch", daemon=True)
+        self._judge.start()
+
+    @property
+    def failed(self) -> dict[str, Any] | None:
+        """The first failure that this process has heard of."""
+        return self._exchange.failed
 
     def training(self, limit: float | None, record: Callable[[str], None]) -> None:
         """From now on the processes wait for one another in every step.
@@ -100,8 +91,8 @@ class Watch:
     def taken_lines(self) -> list[str]:
         """Lines that were found since the last call."""
         found = []
-        while self.lines:
-            found.append(self.lines.popleft())
+        while self._lines:
+            found.append(self._lines.popleft())
         return found
 
     def leaving(self) -> None:
@@ -116,79 +107,69 @@ class Watch:
         """Watch no more, and tell the others that this process leaves."""
         self.leaving()
         self._over.set()
-        self._nudge.set()
-        self._news.set()
-        for thread in self._threads:
-            thread.join(_ANSWER)
+        self._exchange.stop()
+        self._exchange.news.set()
+        self._judge.join(ANSWER)
 
     def missing(self) -> str | None:
         """In words, a process of this machine that has ended without a word; None where there is none."""
-        until = time.monotonic() + _ANSWER
-        while time.monotonic() < until and self._failed is None and not self._lost:
-            gone = self._gone()
+        until = time.monotonic() + ANSWER
+        while self.failed is None:
+            gone = self.gone()
             if gone:
                 return gone_words(gone[0], self.launch.world)
+            if time.monotonic() > until:
+                break
             time.sleep(0.05)
         return None
 
-    def _talking(self) -> None:
-        count = 0
-        try:
-            while not self._over.is_set():
-                count += 1
-                self._exchange(self._sign(count))
-                self._nudge.wait(self._interval)
-                self._nudge.clear()
-            self._store.set(self._key(self.launch.rank), left(self._sign(count)).text())
-        except RuntimeError:
-            self._lost = True
-            self._news.set()
+    def gone(self) -> list[Seen]:
+        """Processes of this machine that have ended and have not said so."""
+        here = self._place.machine
 
-    def _exchange(self, sign: Sign) -> None:
-        """Tell, and hear; a RuntimeError: the store is gone."""
-        begin = time.monotonic()
-        self._store.set(self._key(self.launch.rank), sign.text())
-        if self._accusation is not None and self._failed is None:
-            self._store.compare_set(FAILED, "", self._accusation)
-        others = [rank for rank in range(self.launch.world) if rank != self.launch.rank]
-        known = [rank for rank in others if rank in self._signs or self._store.check([self._key(rank)])]
-        texts = self._store.multi_get([self._key(rank) for rank in known]) if known else []
-        now = time.monotonic()
-        for rank, text in zip(known, texts, strict=True):
-            new, before = Sign.read(text.decode()), self._signs.get(rank)
-            if before is None or new.count != before[0].count:
-                self._signs[rank] = (new, now)
-        if self._failed is None and self._store.check([FAILED]):
-            self._failed = json.loads(self._store.get(FAILED))
-            self._news.set()
-        self._heard = begin
+        def quiet() -> list[Seen]:
+            others = (one for one in self._seen() if one.rank != self.launch.rank)
+            return [one for one in others if one.sign.place.machine == here and not one.sign.left]
+
+        found = {one.rank for one in quiet() if one.sign.place.gone()}
+        if not found:
+            return []
+        self._exchange.fresh()  # its last sign may be newer than the one that is known here
+        return [one for one in quiet() if one.rank in found]
 
     def _sign(self, count: int) -> Sign:
-        return Sign.of(count, self._place, self.pulse.now, self._thread, self.waits, time.monotonic())
-
-    def _key(self, rank: int) -> str:
-        return f"sign {rank}"
+        return Sign.of(count, self._place, self.pulse.now, self._trains, self.waits, time.monotonic())
 
     def _seen(self) -> list[Seen]:
         """All processes, this one too."""
         now = time.monotonic()
-        others = [Seen(rank, sign, now - at) for rank, (sign, at) in self._signs.copy().items()]
+        others = [Seen(rank, sign, now - at) for rank, (sign, at) in self._exchange.signs.copy().items()]
         return [*others, Seen(self.launch.rank, self._sign(0), 0.0)]
 
     def _judging(self) -> None:
         while not self._over.is_set():
-            with suppress(MemoryError):  # then the next look may find some
+            try:
                 self._look()
-            self._news.wait(self._interval)
-            self._news.clear()
+            except MemoryError:  # the next look may find some
+                pass
+            except Exception as error:
+                self._failing(error)
+            self._exchange.news.wait(self._exchange.interval)
+            self._exchange.news.clear()
+
+    def _failing(self, error: Exception) -> None:
+        """A look failed, which is a defect of densekd: told once, and looked again."""
+        if not self._told:
+            self._told = True
+            say(f"the watch over the processes: {type(error).__name__}: {error}; a defect of densekd. The run goes on")
 
     def _look(self) -> None:
-        if self._failed is not None:
-            self._follow(self._failed)
-        elif self._lost:
-            self._follow(None, "the first process of this launch is gone; go on with --resume")
-        elif gone := self._gone():
+        if self.failed is not None:
+            self._follow(self.failed)
+        elif gone := self.gone():
             self._follow(None, gone_words(gone[0], self.launch.world))
+        elif self._exchange.lost:
+            self._follow(None, "the first process of this launch is gone; go on with --resume")
         else:
             self._look_for_stalls()
 
@@ -201,9 +182,9 @@ class Watch:
         """
         if self._finishing:  # this process waits for none, or looks into the store while it waits
             if told is None:
-                self._accuse(text)
+                self._exchange.accuse(text)
         elif (told is not None and told.get("watch")) or not self._ends_by_itself():
-            self._end_all(told or self._accuse(text))
+            self._end_all(told or self._exchange.accuse(text))
 
     def _look_for_stalls(self) -> None:
         limit, seen = self._limit, self._seen()
@@ -213,13 +194,11 @@ class Watch:
             limit is None or time.monotonic() - self._begun < limit
         ):  # before, a sign may be of what came before training
             return
-        if time.monotonic() - self._heard >= limit:  # then nothing is known of any other
+        if time.monotonic() - self._exchange.heard >= limit:  # then nothing is known of any other
             seen = [one for one in seen if one.rank == 0]
         found = stalled(seen, limit)
         if found:
-            told = self._accuse(stall_words(found, self.launch.world, limit))
-            stopped = [one for one in found if one.silent >= limit and one.sign.place.machine == self._place.machine]
-            self._end_all(told, stopped)
+            self._end_all(self._exchange.accuse(stall_words(found, self.launch.world, limit)))
 
     def _hear_of_late(self, *, all_taken: bool = False) -> None:
         """Find new lines on late processes.
@@ -230,25 +209,7 @@ class Watch:
         with self._telling:
             seen = self._seen()
             taken = {one.rank: self.waits.taken if all_taken else one.sign.taken for one in seen}
-            self.lines.extend(self._late.lines(taken, {one.rank: one.sign.waits for one in seen}))
-
-    def _gone(self) -> list[Seen]:
-        """Processes of this machine that have ended and have not said so."""
-        here = self._place.machine
-
-        def ended() -> list[Seen]:
-            others = (one for one in self._seen() if one.rank != self.launch.rank)
-            return [one for one in others if one.sign.place.machine == here and not one.sign.left]
-
-        found = {one.rank for one in ended() if one.sign.place.gone()}
-        if not found:
-            return []
-        # The last sign of a process may be newer than the one that is known here.
-        asked, until = time.monotonic(), time.monotonic() + _ANSWER
-        self._nudge.set()
-        while self._heard < asked and not self._lost and time.monotonic() < until:
-            time.sleep(0.01)
-        return [one for one in ended() if one.rank in found]
+            self._lines.extend(self._late.lines(taken, {one.rank: one.sign.waits for one in seen}))
 
     def _ends_by_itself(self) -> bool:
         """Whether this process ends without help: its own error, or a broken connection, has reached it."""
@@ -256,18 +217,12 @@ class Watch:
             return self._over.wait(_LATEST - _SOON)
         return self._over.is_set()
 
-    def _accuse(self, text: str) -> dict[str, Any]:
-        """Tell the others why all end: what counts is what was told first."""
-        mine = {"rank": self.launch.rank, "code": 2, "text": f"RunError: {text}", "watch": True}
-        self._accusation = json.dumps(mine)
-        self._nudge.set()
-        until = time.monotonic() + _ANSWER
-        while self._failed is None and not self._lost and time.monotonic() < until:
-            time.sleep(0.01)
-        return mine if self._failed is None or self._failed == mine else self._failed
+    def _end_all(self, told: dict[str, Any]) -> None:
+        """End this process from here; returns only where it has ended by itself meanwhile.
 
-    def _end_all(self, told: dict[str, Any], stopped: Sequence[Seen] = ()) -> None:
-        """End this process from here; does not return, unless it has ended by itself meanwhile."""
+        Args:
+            told: the first failure, which this process says if it has told it.
+        """
         code = int(told["code"])
         with self._end:
             if self._over.is_set():
@@ -277,19 +232,27 @@ class Watch:
         guard.daemon = True
         guard.start()
         text = told_words(told)
-        # A file that the training thread is writing is left to it: it may be what hangs.
+        # What the training thread is writing is left to it, and may be what hangs; a kill of it loses nothing.
         if self._record is not None and not self._leaving.is_set() and not self.pulse.now.patient:
             with suppress(OSError):
                 self._record(text)
         if told["rank"] == self.launch.rank:
-            line = text.removeprefix("RunError: ").encode("ascii", "backslashreplace").decode()
-            with suppress(OSError):
-                os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}error: {line}\n".encode())
-            time.sleep(3 * self._interval)  # the others hear it from the store, which may be in this process
+            say(text.removeprefix("RunError: "))
+            time.sleep(3 * self._exchange.interval)  # the others hear it from the store, which may be in this process
         for child in multiprocessing.active_children():  # loading processes: a hanging one would stay
             child.kill()
-        for one in stopped:
+        for one in self._stopped():
             with suppress(Exception):
                 one.sign.place.kill()
         sys.stdout.flush()
         os._exit(code)
+
+    def _stopped(self) -> list[Seen]:
+        """Processes of this machine that do not answer: they cannot end by themselves."""
+        limit, seen = self._limit, self._seen()
+        if limit is None:
+            return []
+        if time.monotonic() - self._exchange.heard >= limit:
+            seen = [one for one in seen if one.rank == 0]
+        here = self._place.machine
+        return [one for one in seen if one.silent >= limit and one.sign.place.machine == here]
