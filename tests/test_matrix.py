@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("matrix", "matrix_cell", "places", "pythons", "installing")
+TOOLS = ("matrix", "places", "pythons", "installing")
 
 
 @pytest.fixture

@@ -119,6 +119,6 @@ def test_a_place(places, tmp_path, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["friendly", "no_home", "missing_folders", "long_tmpdir"])
+@pytest.mark.parametrize("name", ["friendly", "no_home", "missing_folders", "long_tmpdir", "started_afresh"])
 def test_further_places(places, tmp_path, name):
     assert getattr(places, name)(PYTHON, tmp_path) == []

@@ -2,10 +2,11 @@
 
     python tools/matrix.py [--python 3.12 ...] [--record FILE]
 
-For each Python from 3.11 on that is installed or that uv can bring, torch 2.11 and the newest, no extras and all: an
-environment (one at a time on the disk), the wheel, and the work of `matrix_cell.py`. In the last environment the checks
-of `places.py`. Writes benchmarks/results/matrix.json after every row; a Python that cannot be had is a row with the
-reason. Exit code 1 where a row failed, or none was tried; Ctrl-C keeps the rows so far. Needs `uv` on the path.
+For each Python from 3.11 on that is installed or that uv can bring, torch 2.11 and the newest: an empty environment
+(one at a time on the disk), the wheel, and the work of `matrix_work.py`, in which all that needs an extra must be
+refused with the command that installs it; then the extras, and the work again. In the last environment the checks of
+`places.py`. Writes benchmarks/results/matrix.json after every row; a Python that cannot be had is a row, with why.
+Exit code 1 where a row failed, or none was tried; Ctrl-C keeps the rows so far. Needs `uv` on the path.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import Any
 
 import places
 from installing import ROOT, CommandError, build_wheel, command, mirror, programs, wheel_in
-from matrix_cell import Cell
 from pythons import Python, pythons
 
+WORK = ROOT / "tools" / "matrix_work.py"
 RECORD = ROOT / "benchmarks" / "results" / "matrix.json"
 TORCH = {"2.11": ["torch==2.11.*", "torchvision==0.26.*"], "newest": ["torch", "torchvision"]}
 EXTRAS = {"none": "", "all": "[data,export,hf,track,video]"}
@@ -52,7 +53,7 @@ Try = Callable[[Wanted, Path, Path, Callable[[str], None]], dict[str, str]]
 
 
 def install(wanted: Wanted, wheel: Path, environment: Path) -> None:
-    """A fresh environment with the wheel, as one call of the installer resolves it.
+    """The wheel in a fresh environment; the extras come into the one that had none, as users add them.
 
     Raises:
         CommandError: it cannot be installed.
@@ -60,8 +61,9 @@ def install(wanted: Wanted, wheel: Path, environment: Path) -> None:
     assert wanted.python.path is not None
     found = mirror()
     work = environment.parent
-    made = ["uv", "venv", "-q", "--clear", "--python", wanted.python.path, environment]
-    command(*made, cwd=work, name="venv", **found)
+    if wanted.extras == "none":
+        shutil.rmtree(environment, ignore_errors=True)
+        command("uv", "venv", "-q", "--python", wanted.python.path, environment, cwd=work, name="venv", **found)
     what = [f"{wheel}{EXTRAS[wanted.extras]}", *TORCH[wanted.torch]]
     python = programs(environment) / "python"
     asked = ["uv", "pip", "install", "-q", "--python", python, *what]
@@ -79,7 +81,15 @@ def tried(wanted: Wanted, wheel: Path, environment: Path, said: Callable[[str], 
     work = environment.parent / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    return Cell(environment, work, said).try_all(wanted.extras == "all")
+    said("densekd --help")
+    helped = command(programs(environment) / "densekd", "--help", cwd=work)
+    if "distill" not in helped:
+        raise CommandError("densekd --help", 0, helped)
+    said("every name, two steps, a resume, and what comes after")
+    python = programs(environment) / "python"
+    found = command(python, "-I", WORK, wanted.extras, cwd=work, name="work", seconds=_SECONDS)
+    versions: dict[str, str] = json.loads(found.splitlines()[-1])
+    return versions
 
 
 def row(wanted: Wanted, attempt: Callable[[Callable[[str], None]], dict[str, str]]) -> Row:
@@ -179,8 +189,6 @@ def fill(record: Row, found: list[Python], wheel: Path, work: Path, write: Calla
 
         record["cells"].append(row(wanted, once))
         write()
-        if number + 1 < len(cells):
-            shutil.rmtree(environment, ignore_errors=True)
     if cells:
         print(f"places, with {cells[-1].title}:", flush=True)
         record["places"] += checked_places(environment, work)

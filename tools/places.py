@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def session(
     temporary: Path,
     watched: Sequence[Path] = (),
     before: Sequence[str] = (),
-    changes: Mapping[str, str] | None = None,
+    start: str = "",
 ) -> Seen:
     """Do the work in `folder` with that home and TMPDIR.
 
@@ -95,18 +95,18 @@ def session(
         temporary: TMPDIR, whether it is there or not.
         watched: folders in which nothing may appear or change.
         before: a command that starts the session, for mounts.
-        changes: further variables.
+        start: how its processes are started, where not as Python does.
     """
     folder.mkdir(parents=True)
     log = folder.parent / f"{folder.name}.watch"
     gone = {*_NETWORK, *_FOLDERS, "HOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "VIRTUAL_ENV"}
     environment = {key: value for key, value in os.environ.items() if key not in gone}
     environment |= {"TMPDIR": str(temporary), "PYTHONPATH": str(TOOLS / "watch"), "DENSEKD_WATCH": str(log)}
-    environment |= {"OMP_NUM_THREADS": "1", **({} if home is None else {"HOME": str(home)}), **(changes or {})}
+    environment |= {"OMP_NUM_THREADS": "1", **({} if home is None else {"HOME": str(home)})}
     folders = [*watched, *[place for place in (home, temporary) if place is not None and place.is_dir()]]
     there = {place: listing(place) for place in folders}
     done = subprocess.run(
-        [*before, str(python), str(TOOLS / "session.py"), str(folder)],
+        [*before, str(python), str(TOOLS / "session.py"), str(folder), *([start] if start else [])],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -216,6 +216,13 @@ def long_tmpdir(python: Path, work: Path, watched: Sequence[Path] = ()) -> list[
     return seen.findings(work / "work", temporary, *(f"{place}/pymp-" for place in ("/tmp", "/var/tmp", "/usr/tmp")))
 
 
+def started_afresh(python: Path, work: Path, watched: Sequence[Path] = ()) -> list[str]:
+    """Loading processes that are started afresh, as on macOS and Windows, and like those of Python 3.14."""
+    home, temporary = _usual(work)
+    seen = session(python, work / "work", home=home, temporary=temporary, watched=watched, start="spawn")
+    return seen.findings(work / "work", temporary)
+
+
 CHECKS: dict[str, Callable[..., list[str]]] = {
     "nothing written elsewhere, no connection": friendly,
     "read-only home": read_only_home,
@@ -224,6 +231,7 @@ CHECKS: dict[str, Callable[..., list[str]]] = {
     "odd names": odd_names,
     "small TMPDIR": small_tmpdir,
     "long TMPDIR": long_tmpdir,
+    "processes started afresh": started_afresh,
 }
 
 

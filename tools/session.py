@@ -1,6 +1,6 @@
 """A small piece of work from end to end in one process, in whatever folder it is told: what `places.py` watches.
 
-    python session.py FOLDER
+    python session.py FOLDER [spawn]
 
 Makes images there, trains a teacher, distils it into a student of another library with a loading process, evaluates,
 writes page, file and predictions, each by the function of the `densekd` command. Every path has FOLDER in front,
@@ -9,6 +9,7 @@ whatever its name is. Exit code 0 where each command ended with 0.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -78,4 +79,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[2:]:
+        multiprocessing.set_start_method(sys.argv[2])
     sys.exit(main(Path(sys.argv[1])))

@@ -6,7 +6,7 @@ and the folder itself is flushed, so that a kill at any moment leaves either the
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 import shutil
@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as _load_tensors
-from safetensors.torch import save as _save_tensors
 
-from densekd.errors import CheckpointError
+from densekd.contents import read_json as read_json
+from densekd.contents import read_tensors as read_tensors
+from densekd.contents import sha256 as sha256
+from densekd.contents import sha256_file as sha256_file
+from densekd.contents import tensor_bytes as tensor_bytes
 
 _TEMPORARY = ".part"
 _REPLACED = ".old"
+_NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
+"""What some file systems (of a network, of a user's program) say of a folder: they flush files alone."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -32,8 +36,21 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS:
+            raise
     finally:
         os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing; each is flushed into the one above it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # one may write into a folder that one may not read
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -51,11 +68,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically; parent folders are made.
 
     Raises:
-        OSError: it cannot be written; names `path`, whose old content stands.
+        OSError: it cannot be written; names `path`, whose old content stands, or the new one where the folder alone
+            could not be flushed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     with _told_of(path):
+        make_folder(path.parent)
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)
@@ -155,62 +173,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def tensor_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors as safetensors bytes: on the CPU, contiguous, none sharing memory with another.
-
-    safetensors refuses channels_last and tied tensors; each is written as its own contiguous copy, so that the
-    file loads with `load_state_dict` in the network's own library.
-    """
-    plain = {
-        name: tensor.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    return _save_tensors(plain, dict(metadata) if metadata else None)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as one safetensors file atomically."""
     write_bytes(path, tensor_bytes(tensors, metadata))
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file onto the CPU; a damaged or missing file is a `CheckpointError` that names it."""
-    try:
-        data = path.read_bytes()
-        found = _load_tensors(data)
-        _require_each_once(data)
-        return found
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except Exception as error:  # safetensors raises its own class for every kind of damage
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _require_each_once(data: bytes) -> None:
-    """Refuse a safetensors file that names a tensor twice: which of the two is read hangs on the reader.
-
-    Raises:
-        ValueError: the name.
-    """
-
-    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(entries)
-        if len(found) < len(entries):
-            names = [name for name, _ in entries]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is in it twice")
-        return found
-
-    json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=pairs)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged or missing file is a `CheckpointError` that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -224,7 +189,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     with _told_of(path):
         try:
-            temporary.mkdir(parents=True)
+            make_folder(temporary)
             for name, data in files.items():
                 write_bytes(temporary / name, data)
             shutil.rmtree(aside, ignore_errors=True)
@@ -242,15 +207,18 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder: renamed to a temporary name first, so that no half-removed folder bears the final name."""
+    """Remove a folder: renamed to a temporary name first, so that no half-removed folder bears the final name.
+
+    After a power cut too: the rename is flushed before anything is removed.
+    """
     if not path.exists():
         return
     doomed = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     shutil.rmtree(doomed, ignore_errors=True)
     with _told_of(path):
         path.rename(doomed)
-        shutil.rmtree(doomed)
         _sync_folder(path.parent)
+        shutil.rmtree(doomed)
 
 
 def is_temporary(name: str) -> bool:
@@ -274,14 +242,3 @@ def sweep_temporaries(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
-
-
-def sha256(data: bytes) -> str:
-    """Hex digest of `data`."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
