@@ -86,6 +86,27 @@ def check_types(loss: Loss, student: Tensor, teacher: Tensor) -> None:
         torch.testing.assert_close(slope, gradient, rtol=1e-4, atol=1e-7)
 
 
+def check_against(loss: Loss, by_hand: Callable[[Tensor, Tensor], float], student: Tensor, teacher: Tensor) -> None:
+    """Halves are computed in float32, in any layout the same; the teacher gets no gradient."""
+    for dtype in (torch.float16, torch.bfloat16):
+        pair = student.detach().to(dtype).requires_grad_(), teacher.to(dtype)
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                value = loss(*pair)
+            assert value.dtype == torch.float32
+            assert value.item() == pytest.approx(by_hand(*pair), rel=1e-5)
+        value.backward()
+        assert pair[0].grad is not None
+        assert pair[0].grad.dtype == dtype
+    expected, plain = loss(student, teacher).detach(), student.detach()
+    flipped = plain.transpose(2, 3).contiguous().transpose(2, 3)
+    for other in (plain.to(memory_format=torch.channels_last), flipped):
+        torch.testing.assert_close(loss(other, teacher), expected)
+    frozen = teacher.detach().clone().requires_grad_()
+    loss(student, frozen).backward()
+    assert frozen.grad is None
+
+
 def check_scale(loss: Loss, student: Tensor, teacher: Tensor) -> None:
     """The value depends neither on the number of images nor on that of the channels."""
     value, gradient = value_and_gradient(loss, student, teacher)

@@ -18,6 +18,11 @@ from densekd.cli.training import Json, QuietFlag
 if TYPE_CHECKING:
     from densekd.records import BenchRecord
 
+Out = Annotated[Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")]
+Replace = Annotated[bool, typer.Option("--force", help="Replace an existing record.")]
+
 app = typer.Typer(help="Measure on this machine: a table and a record.")
 
 
@@ -32,13 +37,11 @@ def _root() -> None:
 @app.command("loss")
 @guarded
 def loss(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-loss.json"),
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    out: Out = Path("bench-loss.json"),
+    threads: Threads = 1,
+    rounds: Rounds = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes only, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -58,13 +61,11 @@ def loss(
 @app.command("task")
 @guarded
 def task(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-task.json"),
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    out: Out = Path("bench-task.json"),
+    threads: Threads = 1,
+    rounds: Rounds = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -84,9 +85,7 @@ def task(
 @app.command("methods")
 @guarded
 def methods(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-methods.json"),
+    out: Out = Path("bench-methods.json"),
     names: Annotated[
         str | None, typer.Option("--methods", help="Which, with commas between (see `densekd list methods`).")
     ] = None,
@@ -94,10 +93,10 @@ def methods(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, or both; auto: the CPU, and CUDA where there is one.")
     ] = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    threads: Threads = 1,
+    rounds: Rounds = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -127,15 +126,13 @@ def methods(
 @app.command("data")
 @guarded
 def data(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-data.json"),
+    out: Out = Path("bench-data.json"),
     workers: Annotated[
         str, typer.Option("--workers", help="Numbers of loading processes, with commas between; 0: none.")
     ] = "0,2",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 7,
+    rounds: Rounds = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Small pictures only, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -160,20 +157,18 @@ def data(
 @app.command("step")
 @guarded
 def step(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-step.json"),
+    out: Out = Path("bench-step.json"),
     pairs: Annotated[
         str, typer.Option("--pairs", help="Networks, ResNet-101 to ResNet-18: pspnet, deeplabv3, or both.")
     ] = "pspnet,deeplabv3",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda; auto: CUDA where there is one.")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds; medians are reported.")] = 5,
+    threads: Threads = 1,
+    rounds: Rounds = 5,
     size: Annotated[int | None, typer.Option("--size", help="Height and width of the images; default 256.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images of a step.")] = 2,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also a compiled teacher.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
@@ -208,19 +203,17 @@ def step(
 @app.command("scaling")
 @guarded
 def scaling(
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-scaling.json"),
+    out: Out = Path("bench-scaling.json"),
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Also draw it, into a file ending in .svg or .png.")
     ] = None,
     names: Annotated[
         str | None, typer.Option("--methods", help="Which, with commas between (see `densekd list methods`).")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    threads: Threads = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of every size; medians are fitted.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Small maps only, to see that it works.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:

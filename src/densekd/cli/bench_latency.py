@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from densekd.cli.bench import finish, measuring, refuse_existing, whole_numbers
+from densekd.cli.bench import Out, Replace, finish, measuring, refuse_existing, whole_numbers
 from densekd.cli.guard import complain, guarded
 from densekd.cli.training import Json, QuietFlag, Trust, about_code
 
@@ -26,9 +26,7 @@ def latency(
             metavar="RUN",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Where the record goes; an existing file is kept unless --force.")
-    ] = Path("bench-latency.json"),
+    out: Out = Path("bench-latency.json"),
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="HEIGHTxWIDTH of the images, with commas between; default the run's.")
     ] = None,
@@ -43,7 +41,7 @@ def latency(
     seconds: Annotated[
         float, typer.Option("--seconds", help="About how long each size and batch size is measured.")
     ] = 10.0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.")] = False,
+    force: Replace = False,
     trust: Trust = False,
     quiet: QuietFlag = False,
     as_json: Json = False,
