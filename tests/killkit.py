@@ -17,6 +17,8 @@ from unittest.mock import patch
 
 CALLS = ("fsync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir")
 """Of the module os; besides them files are opened for writing ("open") and written to ("write")."""
+SHARED = "pym-"
+"""How a process's first file of shared memory is called (`multiprocessing.heap`): a forked one makes its own."""
 TAKES_ROOM = {"open", "write", "fsync", "mkdir"}
 """What a full disk refuses."""
 
@@ -40,6 +42,8 @@ class Watch:
     seen: list[Operation] = field(default_factory=list)
 
     def reach(self, kind: str, path: Any, half: Callable[[], Any] = lambda: None) -> None:
+        if Path(os.fsdecode(path)).name.startswith(SHARED):
+            return
         operation = Operation(len(self.seen), kind, os.fsdecode(path))
         self.seen.append(operation)
         self.act(operation, half)

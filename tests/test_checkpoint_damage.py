@@ -16,7 +16,7 @@ from densekd import files
 from densekd.errors import CheckpointError
 from densekd.runs import distill
 from densekd.runs.execute import Quiet
-from densekd.training.checkpointer import Checkpointer
+from densekd.training.checkpointer import Checkpointer, Position
 from killkit import unflushed
 from runkit import make_place
 from test_kill_anywhere import Known, asked
@@ -100,6 +100,23 @@ def test_a_list_of_sums_that_leaves_out_what_a_resume_needs(tmp_path: Path, miss
     del sums[missing]
     files.write_json(path / SUMS, sums)
     assert Checkpointer.damage(path) == f"{path / SUMS}: holds no checksum of {missing}"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udce9", "a" * 5000])
+def test_a_list_of_sums_with_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+    path = make_checkpoint(tmp_path, 1)
+    (path / SUMS).write_text(json.dumps({**files.read_json(path / SUMS), name: "ab"}))
+    assert Checkpointer.damage(path) is not None
+
+
+def test_what_somebody_copied_is_no_checkpoint(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 1)
+    for name in ("step-00000002 copy", "step-00000003.bak", "step-1"):
+        shutil.copytree(path, path.with_name(name))
+    assert Checkpointer(tmp_path).latest() == (path, [])
+    with unflushed():
+        Checkpointer(tmp_path).settle(Position(taken=1))
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 4
 
 
 class Listening(Quiet):

@@ -226,9 +226,9 @@ class TestWords:
         ],
     )
     def test_an_error_of_the_disk(self, tmp_path: Path, code: int, words: str) -> None:
-        for number in range(4):
+        for number in range(5):
             with watched(full_from(number, code=code)), pytest.raises(OSError) as caught:  # noqa: PT011
-                files.write_json(tmp_path / "a" / "x.json", list(range(100)))
+                files.write_json(tmp_path / f"{number}a" / "x.json", list(range(100)))
             found = explained(caught.value)
             assert isinstance(found, ResourceError)
             if number > 0:  # the first is the folder's own

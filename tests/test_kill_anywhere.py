@@ -296,10 +296,22 @@ class TestOrder:
                 assert (later[0].kind, later[0].path) == ("fsync", str(Path(at.path).parent)), at
 
     def test_a_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "a" / "x.json"
+        path = tmp_path / "x.json"
         seen = self.order(lambda: files.write_json(path, 1))
-        assert [at.kind for at in seen if at.kind != "mkdir"] == ["open", "write", "fsync", "replace", "fsync"]
+        assert [at.kind for at in seen] == ["open", "write", "fsync", "replace", "fsync"]
         self.expect_flushed(seen)
+
+    def test_new_folders(self, tmp_path: Path) -> None:
+        """Each is there before anything is in it."""
+        seen = self.order(lambda: files.write_json(tmp_path / "a" / "b" / "x.json", 1))
+        made = [(at.kind, Path(at.path)) for at in seen[:4]]
+        assert made == [
+            ("mkdir", tmp_path / "a"),
+            ("fsync", tmp_path),
+            ("mkdir", tmp_path / "a" / "b"),
+            ("fsync", tmp_path / "a"),
+        ]
+        self.expect_flushed(seen[4:])
 
     def test_a_folder(self, tmp_path: Path) -> None:
         path = tmp_path / "step-1"
@@ -312,3 +324,10 @@ class TestOrder:
         seen = self.order(lambda: files.remove(tmp_path / "x"))
         assert [at.kind for at in seen] == ["unlink", "fsync"]
         assert self.order(lambda: files.remove(tmp_path / "x"))[1:] == []
+
+    def test_a_removal_of_a_folder(self, tmp_path: Path) -> None:
+        """Its name is gone before any of its files."""
+        files.write_folder(tmp_path / "step-1", {"a": b"1", "b": b"2"})
+        seen = self.order(lambda: files.remove_folder(tmp_path / "step-1"))
+        assert [at.kind for at in seen] == ["rename", "fsync", "unlink", "unlink", "rmdir"]
+        self.expect_flushed(seen)

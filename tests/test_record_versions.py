@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from densekd.errors import RunError
+from densekd.errors import CheckpointError, RunError
 from densekd.records import BenchRecord, ConfusionRecord, RunRecord, StudyRecord, dump
 from densekd.runs import Run
-from densekd.training.checkpointer import Position
+from densekd.training.checkpointer import Position, _position
 
 SCORES = {"miou": 0.5, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, "road": None}, "images": 4}
 FIRST: dict[str, Any] = {
@@ -91,6 +91,22 @@ def test_every_record_says_its_schema(record: type) -> None:
 def test_the_position_of_an_early_checkpoint() -> None:
     position = Position(**{"taken": 4, "evaluated": True, "best": None, "last": None, "skipped_steps": 0})
     assert (position.evaluations, position.confusion, position.images) == ([], {}, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"schema": 2}, r"state\.json: schema 2, which this version does not know: go on with the one that wrote it"),
+        ({"younger": 1}, r"state\.json: with younger, which this version does not know"),
+    ],
+)
+def test_the_position_of_a_newer_version_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"schema": 1, "taken": 4, **change}))
+    with pytest.raises(CheckpointError, match=told):
+        _position(path)
+    path.write_text(json.dumps({"schema": 1, "taken": 4}))
+    assert _position(path) == Position(taken=4)
 
 
 def test_committed_benchmarks_are_of_the_schema() -> None:

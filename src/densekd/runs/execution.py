@@ -8,6 +8,7 @@ from functools import partial
 
 from accelerate import Accelerator
 
+from densekd import files
 from densekd.distiller import Distiller
 from densekd.models.digest import weights_digest
 from densekd.models.measure import Measured
@@ -103,7 +104,7 @@ class Execution:
 
     def _hold(self, held: ExitStack) -> str:
         """Hold the folder until the run is over; the record that is in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         held.enter_context(claimed(self.folder))
         # The checks take a while: another process may have been in the folder since the first look at it.
         before = self.claim.look()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from densekd.training.stepper import Stepper
 _STATE = "state.json"
 _SUMS = "checksums.json"
 _STUDENT = "student.safetensors"
+_NAME = re.compile(r"step-\d{8,}")
+"""Of a checkpoint: what somebody has copied beside it is none."""
 
 
 @dataclass
@@ -151,7 +154,7 @@ class Checkpointer:
                 files.remove_folder(path)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
 
     def latest(self) -> Found:
         """The newest undamaged checkpoint; its path is None when there is no checkpoint at all.
@@ -185,7 +188,7 @@ class Checkpointer:
             return str(error)
         except OSError as error:
             return f"{error.filename or path}: {error.strerror or error}"
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:  # names that are none, of a file
             return f"{path / _SUMS}: {error}"
         return None
 
@@ -205,9 +208,22 @@ class Checkpointer:
         scaler = stepper.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(files.read_json(path / "scaler.json"))
-        state = files.read_json(path / _STATE)
-        state.pop("schema")
-        return Position(**state)
+        return _position(path / _STATE)
+
+
+def _position(path: Path) -> Position:
+    """The position in a file that holds what was saved.
+
+    Raises:
+        CheckpointError: a later version wrote it.
+    """
+    state = files.read_json(path)
+    schema = state.pop("schema")
+    unknown = sorted(state.keys() - {one.name for one in fields(Position)})
+    if schema != 1 or unknown:
+        what = f"schema {schema}" if schema != 1 else f"with {', '.join(unknown)}"
+        raise CheckpointError(f"{path}: {what}, which this version does not know: go on with the one that wrote it")
+    return Position(**state)
 
 
 def _places(adversaries: Adversaries) -> dict[str, str]:
