@@ -120,6 +120,9 @@ def test_tables_sort_by_mouse_and_by_keyboard(opened):
     assert heads.nth(place).get_attribute("aria-sort") == "none"
     told = table.locator(f"tbody tr > :nth-child({gains + 1})").all_inner_texts()
     assert told == ["+3.5", "\u22120.5", "\u2013", "\u2013"]  # those without a number at the end
+    heads.nth(gains).locator("button").click()
+    told = table.locator(f"tbody tr > :nth-child({gains + 1})").all_inner_texts()
+    assert told == ["\u22120.5", "+3.5", "\u2013", "\u2013"]  # there too; numbers are compared, not their words
     heads.first.locator("button").click()
     assert table.locator("tbody th").all_inner_texts()[0] == "channelwise"
 
