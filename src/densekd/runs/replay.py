@@ -112,8 +112,8 @@ def replay(
     taught = record.method != "none"
     parts = assemble(recipe, watch=watch, resumed=True, taught=taught, before=record, said=said)
     rehearse(parts)
-    states, said = _states(run.path, kept)
-    notices = [said]
+    states, about = _states(run.path, kept)
+    notices = [about]
     if taught and recipe.distill.cache is not None:
         notices.append("the run read the teacher's maps from distill.cache; here the teacher itself runs")
     network = build_teacher(parts) if taught else None
