@@ -6,7 +6,7 @@ Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per 
 (`densekd bench scaling`: exponents),
 `views` (`cache_views.py`: what stored views cost and give), `published` (what the recipes of a folder,
 `recipes:FOLDER`, say others published),
-`networks` (what the networks with short names stand for and cost).
+`networks` (what the networks with short names stand for and cost), `matrix` and `places` (`make matrix`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import matrix_table
+from table_rows import mark as _mark
+from table_rows import rows as _rows
+
 from densekd.models.names import short_names
-
-
-def _mark(file: str, spec: str) -> str:
-    return f"<!-- record: {file} {spec} --><!-- /record -->"
-
-
-def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def _title(name: str) -> str:
@@ -311,4 +306,6 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "views": views,
     "published": published,
     "networks": networks,
+    "matrix": matrix_table.matrix,
+    "places": matrix_table.places,
 }
