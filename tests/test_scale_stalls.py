@@ -111,6 +111,28 @@ def at_step(number: int, then: Callable[[], None], where: str = "_forward_backwa
     return spoil
 
 
+def at_each_step(then: Callable[[], None]) -> Callable[[], None]:
+    def spoil() -> None:
+        from densekd.training.stepper import Stepper
+
+        before = Stepper._forward_backward
+
+        def spoilt(self, *args):
+            then()
+            return before(self, *args)
+
+        Stepper._forward_backward = spoilt
+
+    return spoil
+
+
+def wait_for_a_checkpoint(folder: Path) -> None:
+    until = time.monotonic() + 240
+    while not any((folder / "run" / "checkpoints").glob("step-*")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def sleeping() -> None:
     """As a dead lock does: for ever."""
     while True:
@@ -239,6 +261,28 @@ class TestStandsStill:
         launched = started(tmp_path, recipe, spoil, 0)
         assert launched.wait() == [0, 0], launched.err()
 
+    @pytest.mark.long
+    def test_all_stopped_for_a_while_go_on(self, place, tmp_path):
+        """Ctrl-Z, or a scheduler that suspends a job, for longer than the limit."""
+        recipe = asked(place, train={"steps": 400, "evaluate_every": None})
+        launched = started(tmp_path, recipe, at_each_step(lambda: time.sleep(0.02)))
+        wait_for_a_checkpoint(tmp_path)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for child in launched.children:
+                os.kill(child, number)
+            time.sleep(3 * LIMIT if number == signal.SIGSTOP else 0)
+        assert launched.wait() == [0, 0], launched.err()
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("after", [0.0, 0.37, 0.71])
+    def test_the_first_is_stopped_anywhere(self, place, tmp_path, after):
+        launched = started(tmp_path, asked(place, train={"steps": 100_000, "evaluate_every": 7}))
+        wait_for_a_checkpoint(tmp_path)
+        time.sleep(after)
+        os.kill(launched.children[0], signal.SIGSTOP)
+        assert ended(launched) == [-signal.SIGKILL, 2]
+        assert launched.err(1).count("error: process 0 of 2") == 1
+
 
 class TestKilled:
     @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.long)])
@@ -291,10 +335,7 @@ class TestKilled:
 
         recipe = asked(place, train={"steps": 100_000, "evaluate_every": None})
         launched = started(tmp_path, recipe, spoil, 0)
-        until = time.monotonic() + 120
-        while not any((tmp_path / "run" / "checkpoints").glob("step-*")):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_for_a_checkpoint(tmp_path)
         os.kill(launched.children[1], signal.SIGKILL)
         assert ended(launched) == [2, -signal.SIGKILL]
         assert launched.err(0).count("error: process 1 of 2") == 1
@@ -398,10 +439,7 @@ def test_under_torchrun(place, whole, tmp_path, how):
         running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=err, env=environment)
         try:
             if how != "stalled":
-                until = time.monotonic() + 240
-                while not any((tmp_path / "run" / "checkpoints").glob("step-*")):
-                    assert time.monotonic() < until
-                    time.sleep(0.05)
+                wait_for_a_checkpoint(tmp_path)
                 os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
                 begin = time.monotonic()
                 assert running.wait(LIMIT + PROMISED) != 0

@@ -147,14 +147,19 @@ class Watch:
         return [*others, Seen(self.launch.rank, self._sign(0), 0.0)]
 
     def _judging(self) -> None:
+        looked, interval = time.monotonic(), self._exchange.interval
         while not self._over.is_set():
+            now = time.monotonic()
+            if self._limit is not None and now - looked > max(self._limit / 2, 2 * interval):
+                self._begun = now  # stopped itself (Ctrl-Z, a scheduler), perhaps with all others: what it knows is old
+            looked = now
             try:
                 self._look()
             except MemoryError:  # the next look may find some
                 pass
             except Exception as error:
                 self._failing(error)
-            self._exchange.news.wait(self._exchange.interval)
+            self._exchange.news.wait(interval)
             self._exchange.news.clear()
 
     def _failing(self, error: Exception) -> None:
