@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,29 @@ def test_previews_are_not_asked_for(tools, monkeypatch):
     listed = json.dumps([{"version": name, "implementation": "cpython"} for name in names])
     monkeypatch.setattr(pythons, "_uv", lambda *_: [listed])
     assert pythons.offered() == ["3.11", "3.14"]
+
+
+def test_tables_of_a_record(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import matrix_table
+
+    versions = {"python": "3.12.1", "torch": "2.11.0", "torchvision": "0.26.0"}
+    asked = {"python": "3.12", "torch": "2.11", "extras": "all"}
+    record = {
+        "cells": [
+            {"python": "3.15", "result": "not had", "reason": "x"},
+            {**asked, "result": "passed", "seconds": 9.6, "versions": versions},
+            {**asked, "result": "failed", "seconds": 1.0, "versions": {}, "reason": "y"},
+        ],
+        "places": [{"place": "odd names", "result": "passed"}],
+    }
+    mark = re.compile(r"<!-- record: m.json (.*?) --><!-- /record -->")
+    lines = [mark.sub(r"\1", line) for line in matrix_table.matrix("m.json", record)]
+    seconds = [f"cells[{number}].seconds .0f" for number in range(3)]
+    assert lines[2:] == [
+        "| cells[0].python |  |  |  | cells[0].result |  |",
+        f"| {' | '.join(f'cells[1].versions.{name}' for name in versions)} | all | cells[1].result | {seconds[1]} |",
+        f"| cells[2].python | cells[2].torch |  | all | cells[2].result | {seconds[2]} |",
+    ]
+    (row,) = matrix_table.places("m.json", record)[2:]
+    assert row == "| odd names | <!-- record: m.json places[0].result --><!-- /record --> |"

@@ -11,17 +11,14 @@ def matrix(file: str, record: dict[str, Any]) -> list[str]:
     """A row per environment: versions, extras, how it ended, seconds; a Python that could not be had, and why."""
     lines = []
     for number, cell in enumerate(record["cells"]):
-        place = f"cells[{number}]"
-        known = cell.get("versions") or {}
+        place, known = f"cells[{number}]", cell.get("versions") or {}
         versions = [
-            mark(file, f"{place}.versions.{name}") if name in known else cell.get(other, "")
-            for name, other in (("python", "python"), ("torch", "torch"), ("torchvision", ""))
+            # What was found; where nothing came so far, what was asked for.
+            mark(file, f"{place}.{'versions.' if name in known else ''}{name}") if name in known or name in cell else ""
+            for name in ("python", "torch", "torchvision")
         ]
-        result = mark(file, f"{place}.result")
-        if cell["result"] == "not had":
-            versions[0] = mark(file, f"{place}.python")
         seconds = mark(file, f"{place}.seconds .0f") if "seconds" in cell else ""
-        lines.append([*versions, cell.get("extras", ""), result, seconds])
+        lines.append([*versions, cell.get("extras", ""), mark(file, f"{place}.result"), seconds])
     return rows(["Python", "torch", "torchvision", "extras", "result", "seconds"], lines)
 
 
