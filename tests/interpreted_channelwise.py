@@ -336,15 +336,25 @@ def test_it_repeats_exactly_and_writes_to_no_input(way):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def test_offsets_beyond_two_billion():
-    """Two images 2**31 elements apart; pages that nobody touches take no memory."""
-    far = 2**31 + 96
-    buffer = torch.empty(far + 64, dtype=F16)
-    student = buffer.as_strided((2, 2, 4, 8), (far, 32, 8, 1))
-    small, teacher, _ = Case((2, 2, 4, 8), dtype=F16).maps()
+FAR = 2**31 + 96
+BEYOND = {
+    "images": ((2, 2, 4, 8), (FAR, 32, 8, 1)),
+    "channels": ((1, 3, 4, 8), (0, FAR // 2, 8, 1)),
+    "positions": ((1, 1, 4, 8), (0, 0, 8 * (FAR // 31), FAR // 31)),
+}
+
+
+@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("far", BEYOND)
+def test_offsets_beyond_two_billion(far, way):
+    """Images, channels or positions that end 2**31 elements apart, each step within 32 bits but that of the images;
+    pages that nobody touches take no memory."""
+    shape, strides = BEYOND[far]
+    student = torch.empty(FAR + 64, dtype=F16).as_strided(shape, strides)
+    small, teacher, _ = Case(shape, dtype=F16).maps()
     student.copy_(small)
-    expected = host.triton_rows(small, teacher, None, 4.0, False)[0]
-    assert torch.equal(host.triton_rows(student, teacher, None, 4.0, False)[0], expected)
+    expected = host.triton_rows(small, teacher, None, 4.0, False, plan=PLANS[way])[0]
+    assert torch.equal(host.triton_rows(student, teacher, None, 4.0, False, plan=PLANS[way])[0], expected)
 
 
 def test_expanded_maps():

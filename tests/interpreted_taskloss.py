@@ -166,6 +166,27 @@ def test_the_checks_find_a_wrong_up_sampling(fault, tmp_path, monkeypatch):
         check_all(check, cases, monkeypatch)
 
 
+FAR = 2**31 + 96
+
+
+@pytest.mark.parametrize(
+    ("images", "strides"),
+    [
+        (2, (FAR, 10, 5, 1)),
+        (1, (0, FAR // 2, 5, 1)),
+        (1, (0, 15, FAR - 64, 1)),
+        (1, (0, 10, 5, FAR // 4)),
+    ],
+    ids=["images", "channels", "rows", "columns"],
+)
+def test_up_sampling_beyond_two_billion(images, strides):
+    """Logits that end 2**31 elements apart; pages that nobody touches take no memory."""
+    logits, labels, _ = Case(images=images, dtype=F16).tensors()
+    wide = torch.empty(FAR + 128, dtype=F16).as_strided(logits.shape, strides).copy_(logits)
+    asked = (None, 0.0, 255, False, False)
+    assert torch.equal(upsampled.triton_sums(wide, labels, *asked)[0], upsampled.triton_sums(logits, labels, *asked)[0])
+
+
 def test_an_unknown_label_is_a_loss_that_is_no_number():
     logits, labels, _ = Case().tensors()
     for bad in (3, -1, 2**40):
@@ -269,6 +290,23 @@ def test_the_checks_find_wrong_pixels(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(pixelwise, "kernels", changed_copy(pixelwise.kernels, tmp_path, *WRONG_PIXELS[fault]))
     with pytest.raises(AssertionError):
         check_all(check_pixels, (Pixels(), Pixels((1, 11, 3, 5)), Pixels(masked=True)), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((2, 3, 4, 8), (FAR, 32, 8, 1)),
+        ((1, 3, 4, 8), (0, FAR // 2, 8, 1)),
+        ((1, 11, 4, 8), (0, FAR // 10, 8, 1)),
+        ((1, 1, 4, 8), (0, 0, 8 * (FAR // 31), FAR // 31)),
+    ],
+    ids=["images", "channels", "channels of several tiles", "positions"],
+)
+def test_pixels_beyond_two_billion(shape, strides):
+    small, teacher, _ = Pixels(shape, dtype=F16).maps()
+    student = torch.empty(FAR + 128, dtype=F16).as_strided(shape, strides).copy_(small)
+    expected = pixelwise.triton_positions(small, teacher, None, 1.0, False)[0]
+    assert torch.equal(pixelwise.triton_positions(student, teacher, None, 1.0, False)[0], expected)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
