@@ -305,6 +305,20 @@ class TestAuto:
         assert "bfloat16: its mIoU moves by" in report.why
         assert report.miou == report.miou_plain == 1.0
 
+    @pytest.mark.parametrize(
+        ("moved", "words"), [(0.0009, None), (-0.0009, None), (0.0011, "+0.11"), (-0.0011, "-0.11")]
+    )
+    def test_a_tenth_of_a_point_and_one_per_cent_are_the_limits(self, moved: float, words: str | None) -> None:
+        engine: Any = SimpleNamespace(device=torch.device("cpu"))
+
+        def tried(error: float, miou: float | None, seconds: float) -> choose._Tried:
+            return choose._Tried(engine, choose.Measured({"head": MapError(error, error, True)}, None, miou), seconds)
+
+        plain = tried(0.0, 0.5, 1.0)
+        verdict = choose._why_not(tried(0.0099, 0.5 + moved, 0.5), plain)
+        assert verdict == (words and f"its mIoU moves by {words} points, more than 0.1")
+        assert choose._why_not(tried(0.0101, 0.5 + moved, 0.5), plain) == "its softened maps err by 1%, more than 1%"
+
     @pytest.mark.parametrize(("factor", "taken"), [(1.0, "bfloat16"), (1e2, "float32")])
     def test_held_out_images_are_run_twice(self, monkeypatch: pytest.MonkeyPatch, factor: float, taken: str) -> None:
         """Through the plain teacher and through what is taken: a format that errs too much anyway is not scored."""
