@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from clikit import densekd as densekd
-from densekd.runs.cache.survey import prunable
+from densekd.runs.cache.survey import look, prunable, remove
 from densekd.teacher_cache import MapWriter, read_header
 from runkit import distillation
 from studykit import place_with_teacher
@@ -71,6 +71,26 @@ class TestPrune:
         assert [one.folder.path.name for one in doomed] == ["old"]
         assert told == [f"left as it is: {root / 'new'}: a process is building it"]
 
+    def test_a_set_whose_building_began_since_it_was_looked_at(self, root):
+        doomed, _ = prunable(root)
+        header = read_header(root / "new")
+        with MapWriter(root / "new", header.key, taps=header.taps, views=4, images=5, encoding="int8", class_taps=()):
+            told = [remove(one) for one in doomed]
+        assert told == [f"left as it is: {root / 'new'}: a process is building it", None]
+        assert sorted(path.name for path in root.iterdir()) == ["mine", "new"]
+        assert remove(doomed[1]) is None  # gone already
+
+    def test_a_set_itself(self, root):
+        assert self.names(root / "old") == ["old"]
+        assert self.names(root / "old", [key(flip=0.1)]) == []
+
+    def test_a_file_that_a_builder_renames_at_this_moment(self, root, monkeypatch):
+        (folder,) = [one.folder for one in prunable(root)[0] if one.folder.path.name == "new"]
+        size, entries = folder.bytes, [*folder.path.iterdir(), folder.path / ".rank000-00000.maps.1.part"]
+        monkeypatch.setattr(type(root), "iterdir", lambda _path: iter(entries))
+        assert folder.bytes == size
+        assert look(folder).state == "unfinished"
+
     @pytest.mark.slow
     def test_the_command(self, root, densekd):
         code, out, err = densekd("cache", "prune", root)
@@ -85,6 +105,9 @@ class TestPrune:
         assert [row["set"] for row in json.loads(out)] == ["old"]
         assert sorted(path.name for path in root.iterdir()) == ["mine", "new"]
         assert "freed" in err
+        code, out, err = densekd("cache", "prune", root / "new", "--yes")
+        assert [row["set"] for row in rows(out)] == ["new"]
+        assert sorted(path.name for path in root.iterdir()) == ["mine"]
 
     @pytest.mark.slow
     def test_info_of_unfinished_sets(self, root, densekd):
@@ -171,7 +194,7 @@ class TestBuild:
             code, _, err = densekd("cache", "build", recipe, "data.augment.flip=1.0", "--yes")
         assert code == 130
         assert "3 of 20 views that were missing are stored and kept" in err
-        assert f"go on with: densekd cache build {recipe} data.augment.flip=1.0" in err
+        assert f"go on with: densekd cache build {recipe} data.augment.flip=1.0 --yes\n" in err
         code, _, err = densekd("cache", "build", recipe, "data.augment.flip=1.0", "--yes")
         assert code == 0
         assert "17/17" in err

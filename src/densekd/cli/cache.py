@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from densekd.cli.guard import complain, guarded
 from densekd.cli.show import Watch, table
 from densekd.cli.training import Json, Overrides, QuietFlag, RecipeArgument, loaded, watching
 from densekd.launch import require_one_process
+
+if TYPE_CHECKING:
+    from densekd.runs.cache.survey import Doomed
 
 app = typer.Typer(help="Stored maps of teachers: build, list, check, remove.")
 
@@ -59,7 +63,8 @@ def build(
                 record = build_maps(resolved, watch, ranks)
         except (Interrupted, KeyboardInterrupt):
             if ranks.first:
-                complain(f"go on with: {shlex.join(['densekd', 'cache', 'build', recipe, *(overrides or [])])}")
+                again = ["densekd", "cache", "build", recipe, *(overrides or []), *(["--yes"] if yes else [])]
+                complain(f"go on with: {shlex.join(again)}")
             raise
         if not ranks.first:
             return
@@ -137,7 +142,7 @@ def verify(where: Where = _ROOT, quiet: QuietFlag = False, as_json: Json = False
 @app.command("prune")
 @guarded
 def prune(
-    root: Annotated[Path, typer.Argument(help="Folder of the sets.", metavar="ROOT")],
+    root: Annotated[Path, typer.Argument(help="A set, or the folder of several.", metavar="ROOT|SET")],
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="A recipe whose maps stay; may be given again.", metavar="RECIPE")
     ] = None,
@@ -150,34 +155,47 @@ def prune(
     quiet: QuietFlag = False,
     as_json: Json = False,
 ) -> None:
-    """Remove sets under ROOT, and nothing but sets; without options all of them."""
+    """Remove a set, or those under ROOT, and nothing but sets; without options all of them."""
     from densekd.cli.asking import asked
     from densekd.errors import ConfigError
     from densekd.runs import words
     from densekd.runs.cache.command import wish_of
-    from densekd.runs.cache.survey import prunable, remove, sets_at
+    from densekd.runs.cache.survey import prunable, sets_at
 
     require_one_process()
     sets_at(root)  # says what is wrong with the folder
     with watching(quiet) as watch:
         kept = [wish_of(loaded(recipe, None), watch).key for recipe in keep or []]
     doomed, told = prunable(root, kept, unfinished=unfinished, older_than=older_than)
-    rows = [{"set": one.folder.path.name, "bytes": one.bytes, "size": words.size(one.bytes)} for one in doomed]
     total = words.size(sum(one.bytes for one in doomed))
     for line in told:
         complain(line)
     if doomed and not (yes or dry_run):
-        answer = asked(f"remove {_sets(len(doomed))} under {root}, {total}?")
+        answer = asked(f"remove {_sets(len(doomed))} at {root}, {total}?")
         if answer is None:
             raise ConfigError(f"{root}: {_sets(len(doomed))}, {total}, would go; nobody can be asked: give --yes")
         if not answer:
-            rows, doomed = [], []
-    for one in () if dry_run else doomed:
-        remove(one)
+            doomed = []
+    gone = doomed if dry_run else _removed(doomed)
+    rows = [{"set": one.folder.path.name, "bytes": one.bytes, "size": words.size(one.bytes)} for one in gone]
     table(rows, as_json=as_json, title=str(root))
     if not quiet:
-        freed = words.size(sum(one.bytes for one in doomed))
-        complain(f"{'would free' if dry_run else 'freed'} {freed}: {_sets(len(doomed))}")
+        freed = words.size(sum(one.bytes for one in gone))
+        complain(f"{'would free' if dry_run else 'freed'} {freed}: {_sets(len(gone))}")
+
+
+def _removed(doomed: Sequence[Doomed]) -> list[Doomed]:
+    """Removes sets; those that are gone."""
+    from densekd.runs.cache.survey import remove
+
+    gone = []
+    for one in doomed:
+        left = remove(one)
+        if left is None:
+            gone.append(one)
+        else:
+            complain(left)
+    return gone
 
 
 def _sets(count: int) -> str:

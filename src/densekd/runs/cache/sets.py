@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,7 +46,15 @@ class SetFolder:
     @property
     def bytes(self) -> int:
         """Bytes of its files."""
-        return sum(entry.stat().st_size for entry in self.path.iterdir() if entry.is_file())
+        return sum(found.st_size for found in self.stats() if stat.S_ISREG(found.st_mode))
+
+    def stats(self) -> list[os.stat_result]:
+        """What the system says of its files; one that a builder renames at this moment is left out."""
+        found = []
+        for entry in self.path.iterdir():
+            with suppress(FileNotFoundError):
+                found.append(entry.stat())
+        return found
 
     def serves(self, wanted: CacheKey, *, any_precision: bool = False) -> bool:
         """Whether the maps of `wanted` are among those of this set: more taps and more views do no harm.

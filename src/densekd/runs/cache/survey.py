@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from densekd.errors import CacheError, no_folder
 from densekd.runs import words
 from densekd.runs.cache.sets import BUILT, SetFolder, sets_under
 from densekd.teacher_cache import CacheKey, MapReader, is_building
-from densekd.teacher_cache.claim import is_lock
+from densekd.teacher_cache.claim import claim, is_lock
 from densekd.teacher_cache.folder import open_segments
 from densekd.teacher_cache.header import HEADER, read_header
 from densekd.teacher_cache.segment import SUFFIX
@@ -94,7 +95,8 @@ class Facts:
 
 def look(folder: SetFolder) -> Facts:
     """State of a set: headers, indices and lengths are checked, the maps themselves are not read."""
-    age = max(0.0, time.time() - max(entry.stat().st_mtime for entry in folder.path.iterdir())) / _DAY
+    now = time.time()
+    age = max(0.0, now - max((found.st_mtime for found in folder.stats()), default=now)) / _DAY
     stored, damage = 0, ""
     try:
         segments = open_segments(folder.path, folder.header)
@@ -129,14 +131,15 @@ class Doomed:
 def prunable(
     root: Path, keep: Iterable[CacheKey] = (), *, unfinished: bool = False, older_than: float | None = None
 ) -> tuple[list[Doomed], list[str]]:
-    """The sets under `root` that a prune would remove, and lines about folders that it leaves alone.
+    """The sets at `root` (one, or the folder of several) that a prune would remove, and lines about folders that it
+    leaves alone.
 
     Args:
         keep: keys of maps; the sets that hold them stay.
         unfinished: only sets that are not whole.
         older_than: only sets that nothing was changed in for so many days.
     """
-    found, damage = sets_under(root)
+    found, damage = sets_at(root)
     told = [f"left as it is: {words_of}" for words_of in damage]
     wanted, doomed = list(keep), []
     for one in found:
@@ -144,7 +147,7 @@ def prunable(
         if strange:
             told.append(f"left as it is: {one.path}: holds files that are not a set's ({', '.join(strange[:3])})")
         elif is_building(one.path):
-            told.append(f"left as it is: {one.path}: a process is building it")
+            told.append(_in_use(one.path))
         elif not _asked_for(one, wanted, unfinished, older_than):
             continue
         else:
@@ -166,6 +169,16 @@ def _strange(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() or not own(entry.name))
 
 
-def remove(doomed: Doomed) -> None:
-    """Remove a set's folder."""
-    files.remove_folder(doomed.folder.path)
+def remove(doomed: Doomed) -> str | None:
+    """Remove a set's folder; a line where it stays, because a process has begun to build it since it was looked at."""
+    path = doomed.folder.path
+    try:
+        with suppress(FileNotFoundError), claim(path, 0, 1):  # somebody else may have removed it
+            files.remove_folder(path)
+    except CacheError:
+        return _in_use(path)
+    return None
+
+
+def _in_use(path: Path) -> str:
+    return f"left as it is: {path}: a process is building it"
