@@ -239,23 +239,28 @@ class TestStandsStill:
         assert launched.err().count("error:") == 1
 
     def test_what_takes_long_is_no_stall(self, place, tmp_path):
-        """Evaluations that come on, a checkpoint on a slow disk, compiling: each longer than the limit."""
+        """An evaluation that comes on, and a checkpoint on a slow disk, each longer than the limit."""
 
         def spoil() -> None:
             from densekd.data.views import EvalView
             from densekd.training.checkpointer import Checkpointer
+            from densekd.training.stepper import Stepper
 
-            entry, save = EvalView.__getitem__, Checkpointer.save
+            entry, save, gather = EvalView.__getitem__, Checkpointer.save, Stepper.gather
 
             def slow_entry(self, index):
                 time.sleep(1.3)
                 return entry(self, index)
 
+            def then_slow(self):
+                EvalView.__getitem__ = slow_entry
+                gather(self)
+
             def slow_save(self, *args):
                 time.sleep(4)
                 return save(self, *args)
 
-            EvalView.__getitem__, Checkpointer.save = slow_entry, slow_save
+            Stepper.gather, Checkpointer.save = then_slow, slow_save
 
         recipe = asked(place, train={"evaluate_batch_size": 1, "steps": 4})
         launched = started(tmp_path, recipe, spoil, 0)

@@ -10,12 +10,13 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from densekd.config import load_recipe, recipe_digest
 from densekd.errors import ConfigError
 from densekd.runs.signs import PATIENCE, Place, Seen, Sign, gone_words, left, stall_words, stalled
 from densekd.training.lateness import Late, Wait, Waits
-from densekd.training.peers import Peers
+from densekd.training.peers import Clock, Peers
 from densekd.training.pulse import Mark, Pulse
 
 PLACE = Place("this boot", "node7", 42, 1000.0)
@@ -208,6 +209,46 @@ class TestLate:
         peers = Peers()
         peers.took(1, 0.5)
         assert peers.texts("a") == ["a"]
+
+
+class Event:
+    """A device's event: recorded at a time of its own, come to by the device or not."""
+
+    def __init__(self, device: str, enable_timing: bool) -> None:
+        assert (device, enable_timing) == ("cuda", True)
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = next(TICKS)
+
+    def query(self) -> bool:
+        return self.at < 50
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1000 * (end.at - self.at)  # milliseconds
+
+
+TICKS = iter([1.0, 3.0, 10.0, 10.5, 40.0, 60.0])
+
+
+class TestClock:
+    def test_a_gpu_is_not_waited_for(self, monkeypatch):
+        monkeypatch.setattr(torch, "Event", Event)
+        clock = Clock(torch.device("cuda"))
+        for _ in range(3):
+            with clock:
+                pass
+        assert clock.taken() == 2.5  # the device has not come to the end of the third
+        assert clock.taken() == 0.0
+
+    def test_of_the_host(self, monkeypatch):
+        monkeypatch.setattr(time, "perf_counter", iter([1.0, 3.0, 10.0, 10.5]).__next__)
+        clock = Clock(torch.device("cpu"))
+        for _ in range(2):
+            with clock:
+                pass
+        assert clock.taken() == 2.5
+        assert clock.taken() == 0.0
 
 
 class TestKey:

@@ -163,7 +163,11 @@ class Ranks:
             yield
             return
         self.watch.training(limit, record)
-        yield
+        try:
+            yield
+        except BaseException:
+            self.watch.failing()
+            raise
         self.watch.trained()
 
     def leave(self) -> None:

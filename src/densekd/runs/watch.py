@@ -78,6 +78,10 @@ class Watch:
         """
         self._limit, self._record, self._begun = limit, record, time.monotonic()
 
+    def failing(self) -> None:
+        """Training has ended early: what this process is at is its own end."""
+        self._limit = None
+
     def trained(self) -> None:
         """From now on the processes no longer wait for one another within a step: the first ends its work alone."""
         self._limit, self._record, self._finishing = None, None, True
@@ -158,11 +162,11 @@ class Watch:
             except MemoryError:  # the next look may find some
                 pass
             except Exception as error:
-                self._failing(error)
+                self._note_defect(error)
             self._exchange.news.wait(interval)
             self._exchange.news.clear()
 
-    def _failing(self, error: Exception) -> None:
+    def _note_defect(self, error: Exception) -> None:
         """A look failed, which is a defect of densekd: told once, and looked again."""
         if not self._told:
             self._told = True
@@ -244,8 +248,9 @@ class Watch:
         if told["rank"] == self.launch.rank:
             say(text.removeprefix("RunError: "))
             time.sleep(3 * self._exchange.interval)  # the others hear it from the store, which may be in this process
-        for child in multiprocessing.active_children():  # loading processes: a hanging one would stay
-            child.kill()
+        for child in multiprocessing.active_children():
+            if child.daemon:  # loading processes: a hanging one would stay
+                child.kill()
         for one in self._stopped():
             with suppress(Exception):
                 one.sign.place.kill()

@@ -37,7 +37,7 @@ class Peers:
         self.device = device or torch.device("cpu")
         self.pulse = pulse or Pulse()
         self._waits = waits
-        self._clock = _Clock(self.device)
+        self._clock = Clock(self.device)
 
     @property
     def first(self) -> bool:
@@ -105,7 +105,7 @@ class Peers:
             self._waits.note(step, seconds, waited)
 
 
-class _Clock:
+class Clock:
     """Adds up the seconds between begin and end of its blocks, of a device's own time where the host does not wait."""
 
     def __init__(self, device: torch.device) -> None:

@@ -48,9 +48,9 @@ class Pulse:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Inside the block the thread waits for the other processes; after it, it is at what it was at before."""
-        before = self.now
-        self.now = before._replace(order=before.order + 1, waiting=True, since=time.monotonic())
+        step, order, what, waiting, patient, _ = self.now
+        self.now = Mark(step, order + 1, what, True, patient, time.monotonic())
         try:
             yield
         finally:
-            self.now = before._replace(order=self.now.order + 1, since=time.monotonic())
+            self.now = Mark(step, self.now.order + 1, what, waiting, patient, time.monotonic())
