@@ -21,7 +21,7 @@ HATCH: tuple[Color, Color] = (44, 46, 52), (176, 179, 186)
 COLORMAP = "inferno"
 _STRIPE = 4
 _FADED = 0.4
-_STEP = 5
+_STEP = 6
 _UNDER = 0.35
 
 
@@ -52,7 +52,7 @@ def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: i
     """
     height, width = truth.shape
     grey = np.asarray(image.convert("L").resize((width, height)), dtype=np.float32)
-    few = (np.rint((255 - _FADED * (255 - grey)) / _STEP) * _STEP).clip(0, 255)
+    few = 255 - np.rint(_FADED * (255 - grey) / _STEP) * _STEP
     pale = np.repeat(few[..., None], 3, axis=2).astype(np.uint8)
     unlabelled = (truth >= classes).numpy()
     pale[(truth != answer).numpy() & ~unlabelled] = WRONG
@@ -61,8 +61,9 @@ def errors_picture(image: Image.Image, truth: Tensor, answer: Tensor, classes: i
 
 def _hatched(pixels: np.ndarray, where: np.ndarray) -> Image.Image:
     """A picture uint8 `(h, w, 3)` with diagonal stripes on some of its pixels."""
-    rows, columns = np.indices(where.shape, sparse=True)
-    stripes = np.array(HATCH, dtype=np.uint8)[(rows + columns) // _STRIPE % 2]
+    height, width = where.shape
+    diagonals = (np.arange(height)[:, None] + np.arange(width)) // _STRIPE
+    stripes = np.array(HATCH, dtype=np.uint8)[diagonals % 2]
     return Image.fromarray(np.where(where[..., None], stripes, pixels))
 
 
