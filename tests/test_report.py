@@ -311,6 +311,17 @@ class TestSideBySide:
 
 
 class TestWhere:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("quiet", [False, True])
+    def test_quiet_says_nothing_of_missing_pictures(self, tmp_path, monkeypatch, capsys, quiet):
+        monkeypatch.setattr("densekd.study.looks.pair_among", lambda runs: tuple(runs))
+        monkeypatch.setattr("densekd.study.looks.keep_beside", lambda *_: ["looks: no pictures of these"])
+        names = ("none", "channelwise")
+        runs = [keep_run(tmp_path / name, run_record(0.4, method=name), logged=False) for name in names]
+        out = tmp_path / "both.html"
+        assert call(["report", *map(str, runs), "--out", str(out), *(["--quiet"] if quiet else [])]) == 0
+        assert capsys.readouterr() == (f"{out}\n", "" if quiet else "looks: no pictures of these\n")
+
     def test_errors_say_what_was_expected(self, tmp_path):
         (tmp_path / "a file").touch()
         with pytest.raises(RunError, match=r"a file: not a folder; expected the folder of a run"):
