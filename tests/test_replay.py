@@ -21,6 +21,7 @@ from densekd.training.batcher import epoch_order
 from densekd.training.evidence import Evidence, Shown
 from densekd.training.examined import First, look_at
 from densekd.training.failed_step import kept_error, where
+from densekd.training.peers import Peers
 from densekd.training.replay import read_step
 from runkit import distillation, make_place, recipe
 
@@ -76,10 +77,18 @@ class TestLooks:
         assert where(None) == ""
 
 
+class Another(Peers):
+    """Two processes, of which the other one sees where a value arose."""
+
+    def texts(self, text):
+        return [text, " First: the output of module head (Conv2d) of the student is not finite."]
+
+
 class Known:
     """What a stepper shows of itself, where it saw nothing of its own."""
 
     def __init__(self, **evidence):
+        self.plain, self.peers = nn.Identity(), Another(0, 2)
         self.evidence = Evidence(4, [Shown({"image": torch.ones(1)}, None)], **evidence)
 
 
@@ -87,7 +96,10 @@ def test_a_process_that_did_not_see_it_keeps_nothing(tmp_path: Path):
     error = NonFiniteError("step 5: not finite")
     assert kept_error(error, Known(), tmp_path, str) is error
     said = str(kept_error(error, Known(kind="loss", bad=["total"], mine=False), tmp_path, str))
-    assert said == f"step 5: not finite. The process that saw it keeps its batch in {tmp_path}/replay"
+    assert said == (
+        "step 5: not finite. First, in process 1: the output of module head (Conv2d) of the student is not finite. The "
+        f"process that saw it keeps its batch in {tmp_path}/replay"
+    )
     assert not list(tmp_path.iterdir())
 
 
