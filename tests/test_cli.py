@@ -301,7 +301,10 @@ class TestList:
         def refuse(path):
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(os, "scandir", lambda path: refuse(path) if Path(path).name == "a" else scan(path))
+        def scanned(path):
+            return refuse(path) if not isinstance(path, int) and Path(path).name == "a" else scan(path)
+
+        monkeypatch.setattr(os, "scandir", scanned)
         monkeypatch.setattr(
             Path,
             "read_text",
