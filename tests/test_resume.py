@@ -481,7 +481,8 @@ class TestRefusals:
         asked = distillation(place, other.path)
         with pytest.raises(Interrupted):
             distill(asked, out=tmp_path / "run", progress=StopAt(1))
-        files.write_bytes(other.weights, (place / "teacher" / "student.safetensors").read_bytes())
+        for name in ("student.safetensors", "record.json"):
+            files.write_bytes(other.path / name, (place / "teacher" / name).read_bytes())
         with pytest.raises(RunError, match="teacher's weights are other ones"):
             distill(asked, out=tmp_path / "run", resume=True)
 
