@@ -122,6 +122,12 @@ class TestPrune:
         assert (code, rows(out)) == (0, [{"set": "new", "state": "unfinished", "damaged": "0"}])
 
     @pytest.mark.slow
+    def test_a_folder_without_sets_is_not_called_sound(self, tmp_path, densekd):
+        code, out, err = densekd("cache", "verify", str(tmp_path))
+        assert (code, out) == (0, "")
+        assert f"{tmp_path}: no sets; nothing was checked" in err
+
+    @pytest.mark.slow
     def test_no_such_folder(self, densekd):
         for command in ("info", "verify", "prune"):
             code, _, err = densekd("cache", command, "nowhere")

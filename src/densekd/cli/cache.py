@@ -137,6 +137,8 @@ def verify(where: Where = _ROOT, quiet: QuietFlag = False, as_json: Json = False
         complain(f"error: {line}")
     if bad:
         raise SystemExit(1)
+    if not rows:
+        complain(f"{where}: no sets; nothing was checked")
 
 
 @app.command("prune")
