@@ -6,7 +6,8 @@ Kinds: `study` (methods of a study side by side), `gains` (its gains, a row per 
 (`densekd bench scaling`: exponents),
 `views` (`cache_views.py`: what stored views cost and give), `published` (what the recipes of a folder,
 `recipes:FOLDER`, say others published),
-`networks` (what the networks with short names stand for and cost), `matrix` and `places` (`make matrix`).
+`networks` (what the networks with short names stand for and cost), `matrix` and `places` (`make matrix`),
+`soak` (`soak.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import matrix_table
+import soak_table
 from table_rows import mark as _mark
 from table_rows import rows as _rows
 
@@ -308,4 +310,5 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
     "networks": networks,
     "matrix": matrix_table.matrix,
     "places": matrix_table.places,
+    "soak": soak_table.soak,
 }
