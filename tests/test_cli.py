@@ -223,7 +223,7 @@ class TestTrainAndAfter:
         checked = ["teacher.untrained=true", "teacher.checkpoint=null"] if command != "train" else []
         code, out, err = densekd(command, place / "dist.yaml", own, *checked, *more)
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: student ({place}/narrow.py:build) gives a tensor of shape (3, 2, 16, 24)")
+        assert f"\nerror: student ({place}/narrow.py:build) gives a tensor of shape (3, 2, 16, 24)" in err
         assert "expected (3, 3, h, w), a map for each of the 3 classes" in err
         assert list(tmp_path.iterdir()) == []
 
