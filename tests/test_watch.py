@@ -69,6 +69,10 @@ class TestStalled:
         found = stalled([seen(0, 15, order=5), seen(1, 20, order=1), seen(2, 15, step=9, order=0)], 10)
         assert [one.rank for one in found] == [1]
         assert [one.rank for one in stalled([seen(0, 15), seen(1, 15)], 10)] == [0, 1]
+        # The last sign of the other is a moment old, and it may not have said yet that its time is over.
+        assert [one.rank for one in stalled([seen(0, 10.1), seen(1, 9.4, silent=0.9)], 10)] == [0, 1]
+        assert [one.rank for one in stalled([seen(0, 10.1), seen(1, 9.4, order=1)], 10)] == [1]
+        assert [one.rank for one in stalled([seen(0, 10.1), seen(1, 0.4, order=1)], 10)] == [0]
 
     def test_one_that_says_nothing_even_if_it_waited(self):
         found = stalled([seen(0, 20, waiting=True), seen(1, 0.2, silent=11, waiting=True)], 10)

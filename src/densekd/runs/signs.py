@@ -130,19 +130,25 @@ class Seen:
 
     def is_still(self, limit: float) -> bool:
         """Whether it keeps the others from going on: it is silent, or does not come on with what it is at."""
-        sign = self.sign
-        most = max(limit, PATIENCE) if sign.patient else limit
-        return self.silent >= limit or (sign.idle >= most and not sign.waiting)
+        return self.silent >= limit or (self.sign.idle >= self._most(limit) and not self.sign.waiting)
+
+    def may_be_still(self, limit: float) -> bool:
+        """Whether it may be what others wait for that stand still: it is at something for half as long, itself."""
+        return self.is_still(limit) or (self.sign.idle + self.silent >= self._most(limit) / 2 and not self.sign.waiting)
+
+    def _most(self, limit: float) -> float:
+        return max(limit, PATIENCE) if self.sign.patient else limit
 
 
 def stalled(seen: Sequence[Seen], limit: float) -> list[Seen]:
     """The processes for which the others have waited longer than `limit` seconds; empty as long as all go on.
 
-    Of several that stand still these are the ones furthest behind: the others may only wait for them, inside of a
-    backward pass for instance. All, where every process waits for another: then the connection between them hangs.
+    Of several that may stand still these are the ones furthest behind: the others may only wait for them, inside of a
+    backward pass for instance; where they are equally far all are named. Also all where every process waits for
+    another: then the connection between them hangs.
     """
-    still = [one for one in seen if one.is_still(limit)]
-    if still:
+    if any(one.is_still(limit) for one in seen):
+        still = [one for one in seen if one.may_be_still(limit)]
         behind = min((one.sign.step, one.sign.order) for one in still)
         return [one for one in still if (one.sign.step, one.sign.order) == behind]
     if len(seen) > 1 and all(one.sign.waiting and one.sign.idle >= limit for one in seen):
