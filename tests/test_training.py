@@ -214,7 +214,8 @@ class TestBatcher:
             if swallowed:  # as where torch's handler raises within the garbage collector
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                with pytest.raises(ResourceError, match=r"loading process 1 of 1 \(pid \d+\) was ended by signal Killed"), told():
+                words = r"loading process 1 of 1 \(pid \d+\) was ended by signal Killed"
+                with pytest.raises(ResourceError, match=words), told():
                     next(batches)
             finally:
                 signal.signal(signal.SIGCHLD, handler)
