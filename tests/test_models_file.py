@@ -123,7 +123,8 @@ def test_mistakes_are_named(folder: Path, function: str, options: dict[str, Any]
         ("import no_such_package\n", r"net\.py:1: ModuleNotFoundError: No module named 'no_such_package'"),
         (
             "import sys\nsys.exit()\n",
-            r"net\.py:2: the program is ended there, SystemExit\(0?\) \(while executing the file",  # W&B, where a test imported it, gives the code
+            # W&B, where a test imported it, gives the code.
+            r"net\.py:2: the program is ended there, SystemExit\(0?\) \(while executing the file",
         ),
         ("\nraise BaseException('b')\n", r"net\.py:2: BaseException: b \(while executing the file"),
         (
