@@ -48,6 +48,11 @@ class TestFindings:
     def test_not_allowed(self, places, event, found):
         assert self.of(places, event) == [found]
 
+    def test_sockets_of_a_long_tmpdir_are_elsewhere(self, places):
+        seen = places.Seen(0, "", [("os.mkdir", "/tmp/pymp-12345678")])
+        assert seen.findings(Path("/runs"), Path("/t" * 36)) == []
+        assert seen.findings(Path("/runs"), Path("/t")) == ["a write elsewhere: os.mkdir /tmp/pymp-12345678"]
+
     def test_exit_code_leftovers_and_noise(self, places):
         assert self.of(places, code=2, said="error: x") == ["exit code 2: error: x"]
         assert self.of(places, left={"/tmp/t": ["/tmp/t/x 3 4"]}) == ["left in /tmp/t: /tmp/t/x 3 4"]
@@ -109,16 +114,20 @@ def test_the_watch_sees_what_a_process_and_its_children_do(places, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["read_only_home", "odd_names", "small_tmpdir"])
-def test_a_place(places, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "folder"), [("read_only_home", "work"), ("small_tmpdir", 'it\'s a "place" #1: ünï 名')]
+)
+def test_a_place(places, tmp_path, name, folder):
     try:
-        found = getattr(places, name)(PYTHON, tmp_path)
+        found = getattr(places, name)(PYTHON, tmp_path / folder)
     except places.NotTried as why:
         pytest.skip(str(why))
     assert found == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["friendly", "no_home", "missing_folders", "long_tmpdir", "started_afresh"])
+@pytest.mark.parametrize(
+    "name", ["friendly", "no_home", "odd_names", "missing_folders", "long_tmpdir", "started_afresh"]
+)
 def test_further_places(places, tmp_path, name):
     assert getattr(places, name)(PYTHON, tmp_path) == []

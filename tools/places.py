@@ -23,6 +23,9 @@ SMALL = 128 * 1024
 _SECONDS = 300
 _SYSTEM = ("/dev/null", "/dev/shm/", "/dev/tty", "/proc/self/")
 _TORCH = "torchinductor_"
+_LONG = 70
+"""Bytes of a TMPDIR from which on loading processes make their sockets elsewhere."""
+_SOCKETS = tuple(f"{place}/pymp-" for place in ("/tmp", "/var/tmp", "/usr/tmp"))
 _NOISE = re.compile(r"warn|https?:|offline|connect|retry|token|traceback|telemetry|matplotlib|deprecat", re.IGNORECASE)
 _MOUNTED = 'mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@"'
 _NETWORK = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_MODE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -38,10 +41,12 @@ class Seen:
     events: list[tuple[str, str]] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
 
-    def findings(self, folder: Path, temporary: Path, *further: str) -> list[str]:
-        """What is not allowed; `further`: beginnings of paths that are."""
+    def findings(self, folder: Path, temporary: Path) -> list[str]:
+        """What is not allowed."""
         found = [f"exit code {self.code}: {self.said[-1500:]}"] if self.code else []
-        inside = (f"{folder}{os.sep}", f"{temporary}{os.sep}", *_SYSTEM, *further)
+        inside = (f"{folder}{os.sep}", f"{temporary}{os.sep}", *_SYSTEM)
+        if len(os.fsencode(temporary)) > _LONG:
+            inside += _SOCKETS
         for event, what in dict.fromkeys(self.events):
             if event.startswith("socket."):
                 found.append(f"a connection: {event} {what}")
@@ -213,7 +218,7 @@ def long_tmpdir(python: Path, work: Path, watched: Sequence[Path] = ()) -> list[
     temporary = work / ("long" * 30)
     temporary.mkdir()
     seen = session(python, work / "work", home=home, temporary=temporary, watched=watched)
-    return seen.findings(work / "work", temporary, *(f"{place}/pymp-" for place in ("/tmp", "/var/tmp", "/usr/tmp")))
+    return seen.findings(work / "work", temporary)
 
 
 def started_afresh(python: Path, work: Path, watched: Sequence[Path] = ()) -> list[str]:
