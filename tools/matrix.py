@@ -145,9 +145,8 @@ def kept(record: Row, path: Path) -> Iterator[Callable[[], None]]:
 
     def write() -> None:
         rows = [*record["cells"], *record["places"]]
-        record["passed"] = any(each["result"] == "passed" for each in rows) and not any(
-            each["result"] == "failed" for each in rows
-        )
+        results = {each["result"] for each in rows}
+        record["passed"] = record["complete"] and "passed" in results and "failed" not in results
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -159,14 +158,17 @@ def kept(record: Row, path: Path) -> Iterator[Callable[[], None]]:
         print(f"record: {path}")
 
 
-def new_record() -> Row:
-    """A record without rows."""
+def new_record(asked: list[str]) -> Row:
+    """A record without rows; `asked`: the versions of Python that it is confined to."""
     from densekd.records import commit, environment
 
+    command_line = (
+        " ".join(["python tools/matrix.py", *(f"--python {one}" for one in asked)]) if asked else "make matrix"
+    )
     head = {"schema": 1, "matrix": "python, torch, extras", "passed": False, "complete": False}
     return {
         **head,
-        "command": "make matrix",
+        "command": command_line,
         "commit": commit(),
         "cells": [],
         "places": [],
@@ -200,7 +202,7 @@ def main(arguments: list[str] | None = None, attempt: Try = tried) -> int:
     parser.add_argument("--python", action="append", default=[], help="a minor version, as 3.12; default: all")
     parser.add_argument("--record", type=Path, default=RECORD)
     asked = parser.parse_args(arguments)
-    record = new_record()
+    record = new_record(asked.python)
     try:
         with kept(record, asked.record) as write, tempfile.TemporaryDirectory(prefix="densekd-matrix-") as name:
             work = Path(name)
