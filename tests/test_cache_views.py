@@ -189,6 +189,13 @@ class TestChoice:
         ]
         assert stale(tmp_path / "nowhere", key()) == []
 
+    def test_one_begun_in_the_number_format_that_was_chosen_then(self, tmp_path):
+        lay(tmp_path, key(flip=0.25), "near")
+        lay(tmp_path, key(precision="bfloat16"), "begun")
+        (line,) = stale(tmp_path, key(), any_precision=True)
+        assert line.startswith(f"cache: {tmp_path / 'begun'} is not whole, and was begun in bfloat16")
+        assert "teacher.engine.dtype=bfloat16 goes on with it" in line
+
 
 class TestRecipe:
     def test_a_text_is_the_root(self):

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from densekd import files
 from densekd.errors import ArgumentError, CacheError, DtypeError, NonFiniteError, ResourceError, ShapeError
+from densekd.locks import try_lock
 from densekd.teacher_cache import CacheKey, MapReader, is_building
 from densekd.teacher_cache.encoding import ENCODINGS, encode
 from densekd.teacher_cache.segment import SUFFIX
@@ -190,6 +192,17 @@ class TestSharedAndResumed:
             assert not is_building(folder)
             writer(folder).close()
 
+    def test_who_only_looks_keeps_nobody_from_building(self, tmp_path):
+        """Ranks that begin at once look at the same file, which an earlier launch of another size left behind."""
+        with writer(tmp_path / "set", rank=0, world=3):
+            pass
+        looking = try_lock(tmp_path / "set" / ".world-3.lock")
+        done = threading.Timer(0.03, looking.release)
+        done.start()
+        with writer(tmp_path / "set", rank=0, world=4):
+            assert is_building(tmp_path / "set")
+        done.join()
+
     def test_a_removed_file_is_made_again(self, copy):
         (copy / f"rank000-00001{SUFFIX}").unlink()
         with pytest.raises(CacheError, match=r"rank000-00001\.maps: missing; make its maps again by `densekd cache"):
@@ -213,26 +226,27 @@ class TestSharedAndResumed:
 
 
 class TestDiskFull:
-    def test_what_was_whole_is_kept(self, tmp_path, monkeypatch):
+    # in the third of six samples, in the sixth, in the index of all
+    @pytest.mark.parametrize(("room", "kept"), [(700, 1), (1500, 4), (1900, 5)])
+    def test_what_was_whole_is_kept(self, tmp_path, monkeypatch, room, kept):
         real = files.GrowingFile.write
-        room = 400
 
         def write(self, data):
-            nonlocal room
-            taken = min(room, len(data))
+            taken = max(0, min(room - self.size, len(data)))
             real(self, data[:taken])
-            room -= taken
             if taken < len(data):
-                room = 300  # for the end of a file that is cut back to whole samples
                 raise OSError(28, "No space left on device")
+
+        def build(made):
+            fill(made)
+            made.commit()
 
         with writer(tmp_path / "set") as made:
             with monkeypatch.context() as patch:
                 patch.setattr(files.GrowingFile, "write", write)
                 with pytest.raises(ResourceError, match="the disk is full; what was committed is kept: make room, and"):
-                    fill(made)
-            stored = [pair for pair in PAIRS if pair not in made.missing()]
-            assert 0 < len(stored) < 6
+                    build(made)
+            assert made.missing() == PAIRS[kept:]
             assert not list((tmp_path / "set").glob(".rank000-*part"))
             fill(made)
             assert made.finish().whole

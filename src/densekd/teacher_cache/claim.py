@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from densekd.errors import CacheError
-from densekd.locks import try_lock
+from densekd.locks import Lock, try_lock
 
+# Whoever wants to know whether a file is held holds it for an instant: that long others wait for that to pass.
+_TRIES, _PAUSE = 30, 0.01
 _LOCKS = re.compile(r"\.(rank-\d+|world-\d+)\.lock")
 
 
@@ -28,13 +31,13 @@ def claim(folder: Path, rank: int, world: int) -> ExitStack:
     """
     with ExitStack() as held:
         for name, shared in ((f".rank-{rank}.lock", False), (f".world-{world}.lock", True)):
-            lock = try_lock(folder / name, shared=shared)
+            lock = _patient(folder / name, shared=shared)
             if lock is None:
                 raise _taken(folder)
             held.enter_context(lock)
         for path in folder.glob(".world-*.lock"):
             if path.name != f".world-{world}.lock":
-                other = try_lock(path)
+                other = _patient(path)
                 if other is None:
                     raise _taken(folder)
                 other.release()
@@ -48,11 +51,21 @@ def is_building(folder: Path) -> bool:
         folder: the set's own.
     """
     for path in folder.glob(".world-*.lock"):
-        lock = try_lock(path)
+        lock = _patient(path)
         if lock is None:
             return True
         lock.release()
     return False
+
+
+def _patient(path: Path, *, shared: bool = False) -> Lock | None:
+    """As `try_lock`, where somebody else may be looking at this moment."""
+    for _ in range(_TRIES):
+        lock = try_lock(path, shared=shared)
+        if lock is not None:
+            return lock
+        time.sleep(_PAUSE)
+    return None
 
 
 def _taken(folder: Path) -> CacheError:

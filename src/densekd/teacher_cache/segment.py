@@ -48,6 +48,7 @@ class SegmentWriter:
         self._type = index_type(len(header.taps))
         self._entries: list[tuple[Any, ...]] = []
         self._whole = _START.size
+        self._ended = False
         self._file = files.GrowingFile(path)
         try:
             self._file.write(_start(header))
@@ -82,7 +83,23 @@ class SegmentWriter:
         counts = _COUNTS.pack(len(self._entries), self._whole, hashlib.sha256(index).digest())
         self._file.write(index)
         self._file.write(counts + _SUM.pack(zlib.crc32(counts)))
+        self._ended = True
         self._file.finish()
+
+    def shrink(self) -> list[tuple[int, int]]:
+        """After a write that the disk had no room for: drop the last samples, until index and end fit into what was
+        written; those dropped. All of them where it was not a write that failed: what the disk holds is not known."""
+        dropped, room = [], self._file.size
+        while self._entries and (self._ended or self._end > room):
+            view, index, _, places = self._entries.pop()
+            dropped.append((view, index))
+            self._whole = places[0][0]
+        return dropped
+
+    @property
+    def _end(self) -> int:
+        """Bytes of the finished file."""
+        return self._whole + len(self._entries) * self._type.itemsize + _END
 
     def discard(self) -> None:
         """Leave nothing behind."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from densekd import files
-from densekd.errors import ArgumentError, DtypeError, NonFiniteError, ResourceError, ShapeError, nearest
+from densekd.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError, nearest
 from densekd.teacher_cache.claim import claim
 from densekd.teacher_cache.encoding import BeyondError, Encoding, encode, softened_error
 from densekd.teacher_cache.folder import agree, drop_outdated_mark, not_written, open_segments, prepare
@@ -148,7 +148,8 @@ class MapWriter:
             ArgumentError: not one of this rank's samples, or one that is stored already; other taps than the set's.
             ShapeError, DtypeError: another shape than the set's; no float tensor.
             NonFiniteError: NaN, infinity, or a value that the encoding cannot hold; names tap, view and index.
-            ResourceError: the disk is full; what was whole before it is kept.
+            ResourceError: the disk is full; what was whole before it is kept, but for the last samples, whose room the
+                index of the others takes.
         """
         at = self._require_own(view, index)
         if not 0 <= fingerprint < 2**32:
@@ -222,14 +223,14 @@ class MapWriter:
         """Make what was written so far last: flushed to disk, under its name.
 
         Raises:
-            ResourceError: the disk is full; what was committed before is kept.
+            ResourceError: the disk is full; as of `write`.
         """
         if self._open is None:
             return
         try:
             self._open.finish()
         except OSError as error:
-            self._forget()
+            self._rescue()
             raise not_written(self.folder, error) from None
         except BaseException:  # Ctrl-C, in the middle of it
             self._forget()
@@ -237,9 +238,16 @@ class MapWriter:
         self._open = None
 
     def _rescue(self) -> None:
-        """Commit the samples before the one that failed, if there is room for that."""
-        with suppress(ResourceError):
-            self.commit()
+        """On a full disk: commit the samples that have room with their index, in the place of the last ones."""
+        if self._open is None:
+            return
+        for view, index in self._open.shrink():
+            self._stored[place(self.header, view, index)] = False
+        if self._open.samples:
+            with suppress(OSError):
+                self._open.finish()
+                self._open = None
+        self._forget()
 
     def _forget(self) -> None:
         if self._open is not None:

@@ -89,6 +89,10 @@ class Wish:
                     say(f"cache: passed over: {error}")
         return None
 
+    def stale(self) -> list[str]:
+        """A line about the nearest set that does not serve."""
+        return stale(self.root, self.key, any_precision=self._any_precision)
+
     def missing(self, say: Say) -> list[Sample]:
         """(view, index) of everything that no build has stored yet; nothing is changed where no set is begun.
 
@@ -201,7 +205,7 @@ def looked_at(parts: Parts, distiller: Distiller, sha256: str) -> tuple[list[str
     found = wish.found(lines.append)
     if found is not None:
         return [*lines, found.words()], found
-    lines += stale(wish.root, wish.key)
+    lines += wish.stale()
     cost = wish.estimate(lines.append)
     return [*lines, f"cache: {wish.folder} is not there yet" + ("" if cost is None else f": {cost.words()}")], None
 
@@ -212,7 +216,7 @@ def _build(wish: Wish, progress: Quiet, ranks: Ranks, say: Say) -> bool:
     _require_same(wish, wish.key if found is None else found.wanted)
     if found is not None:
         return False
-    for line in stale(wish.root, wish.key):
+    for line in wish.stale():
         say(line)
     cost = wish.estimate(say, ranks.world)
     if cost is not None:

@@ -116,9 +116,20 @@ def serving(root: Path, wanted: CacheKey, *, any_precision: bool = False, before
     return sorted(found, key=order)
 
 
-def stale(root: Path, wanted: CacheKey) -> list[str]:
-    """A line about the set under `root` that is nearest to `wanted` and does not hold it."""
+def stale(root: Path, wanted: CacheKey, *, any_precision: bool = False) -> list[str]:
+    """A line about the set under `root` that is nearest to `wanted` and does not hold it.
+
+    Args:
+        any_precision: as of `SetFolder.serves`; one that was begun in another number format is told with how to go on.
+    """
     others = [one for one in sets_under(root)[0] if not one.serves(wanted)]
+    for one in others:
+        if any_precision and not one.whole and one.serves(wanted, any_precision=True):
+            begun = one.key.values["teacher"]["precision"]
+            return [
+                f"cache: {one.path} is not whole, and was begun in {begun}, which teacher.engine.dtype=auto came to "
+                f"then: teacher.engine.dtype={begun} goes on with it"
+            ]
     told = sorted((wanted.differences(one.key), one.path) for one in others)
     told.sort(key=lambda entry: len(entry[0]))
     lines = []
