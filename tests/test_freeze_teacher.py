@@ -73,8 +73,10 @@ class TestMaps:
     def test_equal_the_teachers(self, fold: bool, channels_last: bool) -> None:
         teacher = network()
         fast = frozen(teacher, taps=["head", "norm", "up"], fold_batchnorm=fold, channels_last=channels_last)
-        x = images(3, 20)
+        x, seen = images(3, 20), []
+        fast.network.stem.register_forward_pre_hook(lambda _module, given: seen.extend(given))
         maps = fast.maps(Batch((x,), {}))
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) is channels_last
         for tap, exact in exact_maps(teacher, x, "head", "norm", "up").items():
             torch.testing.assert_close(maps[tap].double(), exact, rtol=1e-5, atol=1e-5)
             assert not maps[tap].requires_grad
