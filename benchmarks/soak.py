@@ -23,7 +23,7 @@ from densekd.training.signals import Interrupted
 
 TARGET = Path(__file__).parent / "results" / "soak.json"
 _SHORT = 20
-_SHOWN = ("rss_slope", "rss_slope_low", "rss_slope_high", "rss_last", "children_slope", "files_most", "threads_most")
+_SHOWN = ("own_slope", "own_slope_low", "own_slope_high", "rss_slope", "rss_last", "files_most", "threads_most")
 
 
 def main() -> None:

@@ -409,13 +409,13 @@ def test_exponents_stand_in_a_row_per_loss(tool: Any, repository: Path) -> None:
 
 
 def test_a_stage_of_the_soak_is_a_row(tool: Any, repository: Path) -> None:
-    slopes = {"rss_slope": 0.204, "rss_slope_low": -0.1, "rss_slope_high": 0.31, "rss_last": 931.4}
+    slopes = {"own_slope": 0.204, "own_slope_low": -0.1, "own_slope_high": 0.31, "rss_slope": 0.5, "rss_last": 931.4}
     counts = {"steps": 20_000, "evaluations": 80, "pages": 20, "files_most": 7, "threads_most": 2}
     case = {"name": "one run", "variant": "v", "median_seconds": 1.0, "ratio": None, "samples": [1.0]}
     record = {"bench": "soak", "device": "cpu", "threads": 1, "command": "c", "commit": "", "load": []}
     cases = [{**case, "extra": {**slopes, **counts}}]
     found = drawn(tool, repository, "soak", {"schema": 1, **record, "cases": cases, "environment": {}})
-    assert found[2:] == ["| one run | 20000 | 80 | 20 | 0.20 | -0.10 to 0.31 | 931 | 7 | 2 |"]
+    assert found[2:] == ["| one run | 20000 | 80 | 20 | 0.20 | 0.50 | -0.10 to 0.31 | 931 | 7 | 2 |"]
 
 
 def test_stored_views_stand_beside_the_live_teacher(tool: Any, repository: Path) -> None:

@@ -45,7 +45,7 @@ SHORT = Stage("short", 160, every=8, keys={"train.evaluate_every": 80, "train.ch
 
 def series(count: int = 25, **changes: float) -> list[Reading]:
     """Readings after every 100 steps whose fields grow by so much each time."""
-    flat = Reading(0, 0.0, 900_000_000, 0, 0, 7, 2, 5000, 60)
+    flat = Reading(0, 0.0, 900_000_000, 500_000_000, 0, 0, 7, 2, 5000, 60)
     return [
         replace(flat, step=100 * place, **{name: getattr(flat, name) + int(by * place) for name, by in changes.items()})
         for place in range(1, count + 1)
@@ -68,13 +68,19 @@ def test_the_slope_and_its_spread() -> None:
 @pytest.mark.parametrize(
     ("changes", "met"),
     [
-        *[({}, True), ({"rss": 99_000}, True), ({"rss": 101_000}, False), ({"children_rss": 101_000}, False)],
+        *[
+            ({}, True),
+            ({"own": 99_000, "rss": 200_000}, True),
+            ({"own": 101_000}, False),
+            ({"children_rss": 101_000}, False),
+        ],
         *[({"files": 0.1}, False), ({"files": -0.1}, True), ({"objects": 10, "tensors": 1}, True)],
     ],
 )
 def test_what_is_flat(changes: dict[str, float], met: bool) -> None:
     found = growth(series(**changes))
     assert found["met"] is met
+    assert found["own_slope"] == pytest.approx(changes.get("own", 0) / 1e5)
     assert found["rss_slope"] == pytest.approx(changes.get("rss", 0) / 1e5)
     assert (found["steps"], found["readings"]) == (2500, 20)
     assert found["tensors_slope"] == pytest.approx(10 * changes.get("tensors", 0))
@@ -82,15 +88,15 @@ def test_what_is_flat(changes: dict[str, float], met: bool) -> None:
 
 def test_the_start_is_left_out() -> None:
     readings = series(25)
-    readings[:5] = [replace(one, rss=1000 * place, files=50) for place, one in enumerate(readings[:5])]
-    assert growth(readings)["rss_slope"] == 0
+    readings[:5] = [replace(one, own=1000 * place, files=50) for place, one in enumerate(readings[:5])]
+    assert growth(readings)["own_slope"] == 0
     assert growth(readings)["files_most"] == 7
     with pytest.raises(ArgumentError, match=r"8 readings after warm-up, expected 10 or more: take more steps"):
         growth(series(10))
 
 
 def test_the_record_and_its_verdict() -> None:
-    readings = [replace(one, seconds=0.5 * one.step) for one in series(rss=101_000)]
+    readings = [replace(one, seconds=0.5 * one.step) for one in series(own=101_000)]
     case = soak_runs.case(
         Stage("one run", 2500, every=100, page_every=1000, keys={"train.evaluate_every": 300}), readings
     )
@@ -119,6 +125,7 @@ def test_readings_are_of_this_process(tmp_path: Path) -> None:
     first, second = gauge.readings
     assert (first.step, second.step, second.files - first.files) == (2, 4, 1)
     assert second.rss - first.rss > 40e6
+    assert second.own - first.own > 40e6
     assert second.threads >= 1
     assert second.objects > 1000
     with pytest.raises(ArgumentError, match="whole number of steps from 1"):
@@ -131,10 +138,10 @@ def test_a_run_that_leaks_is_found_and_ours_is_flat(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(soak_runs, "NETWORKS", LEAKING)
     leaking = growth(soak_runs.readings(tmp_path / "leaking", SHORT, soak_runs.make_place(tmp_path / "leaking")))
     # Each step keeps 200,000 bytes and a file: 200 MB in 1,000 steps. Of a few hundred, single megabytes say nothing.
-    assert leaking["rss_slope"] > 150
+    assert leaking["own_slope"] > 150
     assert not leaking["met"]
     assert leaking["files_most"] - leaking["series"][0][soak.NAMES.index("files")] >= 150
-    assert flat["rss_slope"] < 75
+    assert flat["own_slope"] < 75
     assert flat["files_most"] == flat["files_last"]
     assert (flat["tensors_slope"], flat["threads_last"]) == (0, flat["threads_most"])
 

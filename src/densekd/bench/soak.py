@@ -32,14 +32,16 @@ PARTS = 5
 class Reading:
     """One look at this process.
 
-    `rss` and `children_rss` in bytes, the second the sum over the processes below this one, in which shared pages
-    count several times; `files`: open descriptors (handles on Windows); `objects`: what Python's collector tracks;
-    `tensors`: torch's tensors among them.
+    `rss`, `own` and `children_rss` in bytes. `own` is resident memory without the pages of files and what is shared,
+    which the system takes and gives back as it likes (Linux; elsewhere as `rss`); the last is the sum over the
+    processes below this one, in which shared pages count several times. `files`: open descriptors (handles on
+    Windows); `objects`: what Python's collector tracks; `tensors`: torch's tensors among them.
     """
 
     step: int
     seconds: float
     rss: int
+    own: int
     children_rss: int
     children: int
     files: int
@@ -65,14 +67,14 @@ def read(step: int) -> Reading:
     """Look at this process now."""
     process = psutil.Process()
     with process.oneshot():
-        rss, threads = process.memory_info().rss, process.num_threads()
+        memory, threads = process.memory_info(), process.num_threads()
         files = process.num_handles() if os.name == "nt" else process.num_fds()
     below = [_rss(child) for child in process.children(recursive=True)]
     kinds = list(map(type, gc.get_objects()))  # of the types alone: some objects answer to anything that is asked
     tensors = sum(issubclass(kind, torch.Tensor) for kind in kinds)
-    return Reading(
-        step, time.monotonic(), rss, sum(below), sum(size > 0 for size in below), files, threads, len(kinds), tensors
-    )
+    own = memory.rss - getattr(memory, "shared", 0)
+    running = sum(size > 0 for size in below)
+    return Reading(step, time.monotonic(), memory.rss, own, sum(below), running, files, threads, len(kinds), tensors)
 
 
 def _rss(child: psutil.Process) -> int:
@@ -133,13 +135,14 @@ def _fit(steps: Sequence[float], values: Sequence[float]) -> float:
 def growth(readings: Sequence[Reading]) -> dict[str, Any]:
     """Figures of a series, for a record: everything after warm-up.
 
-    `rss_slope`: megabytes (1e6 bytes) in 1,000 steps, with the spread of `Slope` beside it; `objects_slope`,
-    `tensors_slope`: so many in 1,000 steps; and the extremes of the counts. `met`: memory grows by less than a
-    megabyte in 1,000 steps, and the second half of the series has no more open files than the first had.
+    `own_slope`, `rss_slope`, `children_slope`: megabytes (1e6 bytes) in 1,000 steps, with the spread of `Slope` beside
+    the first; `objects_slope`, `tensors_slope`: so many in 1,000 steps; and the extremes of the counts. `met`: own
+    memory and that of the processes below grow by less than a megabyte in 1,000 steps, and the second half of the
+    series has no more open files than the first had.
     """
     rest = settled(readings)
     steps = [float(reading.step) for reading in rest]
-    rss = slope(steps, [reading.rss / MB for reading in rest])
+    own, rss = (slope(steps, [getattr(one, name) / MB for one in rest]) for name in ("own", "rss"))
     children = slope(steps, [reading.children_rss / MB for reading in rest])
     objects, tensors = (slope(steps, [float(getattr(one, name)) for one in rest]) for name in ("objects", "tensors"))
     half = len(rest) // 2
@@ -147,12 +150,13 @@ def growth(readings: Sequence[Reading]) -> dict[str, Any]:
     return {
         "steps": readings[-1].step,
         "readings": len(rest),
+        "own_slope": own.value,
+        "own_slope_low": own.low,
+        "own_slope_high": own.high,
+        "own_mean": statistics.mean(reading.own for reading in rest) / MB,
+        "own_sd": statistics.stdev(reading.own for reading in rest) / MB,
+        "own_last": rest[-1].own / MB,
         "rss_slope": rss.value,
-        "rss_slope_low": rss.low,
-        "rss_slope_high": rss.high,
-        "rss_mean": statistics.mean(reading.rss for reading in rest) / MB,
-        "rss_sd": statistics.stdev(reading.rss for reading in rest) / MB,
-        "rss_first": rest[0].rss / MB,
         "rss_last": rest[-1].rss / MB,
         "children_slope": children.value,
         "children_most": max(reading.children for reading in rest),
@@ -164,7 +168,7 @@ def growth(readings: Sequence[Reading]) -> dict[str, Any]:
         "objects_slope": objects.value,
         "tensors_slope": tensors.value,
         "tensors_last": rest[-1].tensors,
-        "met": max(rss.value, children.value) < ALLOWED and max(files[half:]) <= max(files[:half]),
+        "met": max(own.value, children.value) < ALLOWED and max(files[half:]) <= max(files[:half]),
         "columns": list(NAMES),
         "series": [list(astuple(reading)) for reading in readings],
     }
