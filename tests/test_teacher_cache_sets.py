@@ -203,6 +203,25 @@ class TestSharedAndResumed:
             assert is_building(tmp_path / "set")
         done.join()
 
+    def test_two_ranks_that_find_the_set_whole_at_once(self, tmp_path, monkeypatch):
+        """The other sweeps up before it marks the set, and takes the file that is about to get its name."""
+        real, swept = Path.replace, []
+
+        def replace(self, target):
+            if Path(target).name == "set.json" and not swept:
+                swept.append(self)
+                files.sweep_temporaries(tmp_path / "set")
+            return real(self, target)
+
+        for rank in (0, 1):
+            with writer(tmp_path / "set", rank=rank, world=2) as made:
+                fill(made, made.missing())
+        with writer(tmp_path / "set", rank=1, world=2) as made, monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            assert made.finish().whole
+        assert swept
+        expect(MapReader(tmp_path / "set", KEY).read(samples()))
+
     def test_a_removed_file_is_made_again(self, copy):
         (copy / f"rank000-00001{SUFFIX}").unlink()
         with pytest.raises(CacheError, match=r"rank000-00001\.maps: missing; make its maps again by `densekd cache"):

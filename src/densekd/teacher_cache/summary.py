@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from densekd import files
 from densekd.teacher_cache.header import FORMAT, VERSION, Header, read_signed, write_signed
 from densekd.teacher_cache.segment import Segment
 
@@ -77,8 +79,9 @@ def summarise(header: Header, segments: Sequence[Segment], notices: Sequence[str
     )
 
 
-def write_whole(folder: Path, header: Header, summary: Summary, segments: Sequence[Segment]) -> None:
-    """Mark a set as whole. Ranks that do it at the same time write the same bytes."""
+def write_whole(folder: Path, header: Header, summary: Summary, segments: Sequence[Segment], world: int = 1) -> None:
+    """Sweep up, and mark a set as whole. Of `world` ranks several may do it at the same time, with the same bytes."""
+    files.sweep_temporaries(folder)
     own = asdict(summary)
     own.pop("notices")
     listed = [
@@ -91,6 +94,11 @@ def write_whole(folder: Path, header: Header, summary: Summary, segments: Sequen
         for segment in segments
     ]
     content = {"format": FORMAT, "version": VERSION, "header_sha256": header.digest, "segments": listed, **own}
+    for _ in range(world - 1):
+        # each of the others may sweep the file away once before it has its name
+        with suppress(FileNotFoundError):
+            write_signed(folder / WHOLE, content)
+            return
     write_signed(folder / WHOLE, content)
 
 

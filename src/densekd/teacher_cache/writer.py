@@ -272,8 +272,7 @@ class MapWriter:
         try:
             summary = summarise(self.header, segments, self.notices)
             if summary.whole:
-                files.sweep_temporaries(self.folder)
-                write_whole(self.folder, self.header, summary, segments)
+                write_whole(self.folder, self.header, summary, segments, self.world)
             return summary
         except OSError as error:
             raise not_written(self.folder, error) from None
