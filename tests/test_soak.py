@@ -124,8 +124,8 @@ def test_readings_are_of_this_process(tmp_path: Path) -> None:
         gauge.step(4)
     first, second = gauge.readings
     assert (first.step, second.step, second.files - first.files) == (2, 4, 1)
-    assert second.rss - first.rss > 40e6
     assert second.own - first.own > 40e6
+    assert second.rss >= second.own  # no more of it: the system may take pages of files back at any time
     assert second.threads >= 1
     assert second.objects > 1000
     with pytest.raises(ArgumentError, match="whole number of steps from 1"):
