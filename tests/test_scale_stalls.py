@@ -413,10 +413,13 @@ class TestWatched:
     def test_changes_nothing(self, place, whole, tmp_path):
         """Without threads that watch, and without a limit: the same run bit for bit."""
 
-        def work(rank: int) -> None:
-            from densekd.runs import watch
+        def silent(self: object) -> None:
+            (tmp_path / f"{type(self).__name__}-{os.getpid()}").touch()
 
-            watch.Watch._talking = watch.Watch._judging = lambda self: None
+        def work(rank: int) -> None:
+            from densekd.runs import exchange, watch
+
+            exchange.Exchange._work = watch.Watch._judging = silent
             sys.argv = ["densekd", "distill", str(path), "--out", str(tmp_path / "run")]
             main()
 
@@ -424,6 +427,7 @@ class TestWatched:
         path.write_text(yaml.safe_dump(asked(place, runtime={"stall_minutes": None})))
         launched = Launched(work, 2, tmp_path / "io")
         assert launched.wait() == [0, 0], launched.err()
+        assert len([*tmp_path.glob("Exchange-*"), *tmp_path.glob("Watch-*")]) == 4  # these are the threads, by name
         last = Path("checkpoints", "step-00000012")
         for name in (last / "student.safetensors", last / "optimizer.safetensors", "evaluations.csv"):
             assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name

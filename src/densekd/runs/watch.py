@@ -199,9 +199,7 @@ class Watch:
         limit, seen = self._limit, self._seen()
         if self.launch.first and not self._finishing:
             self._hear_of_late()
-        if (
-            limit is None or time.monotonic() - self._begun < limit
-        ):  # before, a sign may be of what came before training
+        if limit is None or time.monotonic() - self._begun < limit:  # a sign may be of what came before training
             return
         if time.monotonic() - self._exchange.heard >= limit:  # then nothing is known of any other
             seen = [one for one in seen if one.rank == 0]
