@@ -39,6 +39,7 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
+        """That of this process."""
         return cls(_machine(), platform.node(), os.getpid(), psutil.Process().create_time())
 
     def gone(self) -> bool:
@@ -111,10 +112,12 @@ class Sign:
         )
 
     def text(self) -> str:
+        """The sign as JSON, for the store; `read` brings it back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> Sign:
+        """A sign that a process of the same version has told."""
         given = json.loads(text)
         place, waits = Place(**given.pop("place")), [Wait(*wait) for wait in given.pop("waits")]
         return cls(place=place, waits=waits, **given)

@@ -23,10 +23,13 @@ from densekd.runs.signs import Place, Seen, Sign, gone_words, stall_words, stall
 from densekd.training.lateness import Late, Waits
 from densekd.training.pulse import Pulse
 
-_SOON, _LATEST = 10.0, 45.0
+_SOON, _LATEST = 10.0, 30.0
 """Seconds within which a process that can end by itself has begun to, and has done so."""
 _GUARD = 15.0
-"""Seconds after which a process ends whatever its last words wait for."""
+"""Seconds after which a process ends whatever its last words wait for.
+
+With these, two answers of the store that do not come (`ANSWER`) and a sign's second all end within the minute promised.
+"""
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 _NEVER = threading.Event()
 
@@ -131,15 +134,15 @@ class Watch:
         """Processes of this machine that have ended and have not said so."""
         here = self._place.machine
 
-        def quiet() -> list[Seen]:
+        def unsaid() -> list[Seen]:
             others = (one for one in self._seen() if one.rank != self.launch.rank)
             return [one for one in others if one.sign.place.machine == here and not one.sign.left]
 
-        found = {one.rank for one in quiet() if one.sign.place.gone()}
+        found = {one.rank for one in unsaid() if one.sign.place.gone()}
         if not found:
             return []
         self._exchange.fresh()  # its last sign may be newer than the one that is known here
-        return [one for one in quiet() if one.rank in found]
+        return [one for one in unsaid() if one.rank in found]
 
     def _sign(self, count: int) -> Sign:
         return Sign.of(count, self._place, self.pulse.now, self._trains, self.waits, time.monotonic())
