@@ -23,6 +23,7 @@ from densekd.records import RunRecord
 from densekd.runs.asked_teacher import require_teacher, teacher_input
 from densekd.runs.attempt import attempt
 from densekd.runs.device import choose_device, usable_threads
+from densekd.runs.excessive import require_possible, usable_workers
 from densekd.runs.fit import require_fit
 from densekd.runs.mixing import unlabelled_share
 from densekd.runs.parts import Parts as Parts
@@ -62,12 +63,14 @@ def assemble(
 
     Raises:
         ConfigError: the size of the training images does not fit the student, or there are fewer CPUs than
-            `runtime.threads`; the images of a step cannot be shared out over the processes; a key of `runtime` that
-            would not act.
+            `runtime.threads`, or far fewer than `runtime.workers`; the images of a step cannot be shared out over the
+            processes, or are far more than there are; a key of `runtime` that would not act.
+        ResourceError: a micro-batch is larger than the memory.
     """
     launch = launch or Launch()
     share = share_out(recipe.train, launch, before)
     threads, about_threads = usable_threads(recipe.runtime.threads, resumed=resumed)
+    about_workers = usable_workers(recipe, fresh=training and not resumed)
     if threads is not None:
         torch.set_num_threads(threads)
     device = choose_device(recipe, launch)
@@ -76,7 +79,7 @@ def assemble(
     data = build_data(recipe.data, progress=watch, unlabelled=more > 0, one_size=training)
     task = SegmentationTask(recipe.task, len(data.classes), data.ignore_index, data.classes)
     torch.manual_seed(keyed_seed(recipe.seed, "student"))
-    notices = [*about_threads, *about_more, *data.notices]
+    notices = [*about_threads, *about_workers, *about_more, *data.notices]
     shown = [] if said is None else _tell_code(recipe, taught, said)
     student = build_model(recipe.student, task.num_outputs, notices=notices)
     views = _views(recipe, taught)
@@ -89,6 +92,7 @@ def assemble(
             notices.append(str(share))
         notices.extend(random_start(recipe))
         require_fit(recipe, student, "student", parts.stored_size)
+        _tell_size(parts, said)
         notices.extend(_attach_head(parts))
         trained = [module for module in (student, auxiliary_of(parts.student)) if module is not None]
         notices.extend(not_shared(recipe, nn.ModuleList(trained), device, launch))
@@ -102,6 +106,16 @@ def _tell_code(recipe: Recipe, taught: bool, said: Callable[[str], None]) -> lis
     for line in lines:
         said(line)
     return lines
+
+
+def _tell_size(parts: Parts, said: Callable[[str], None] | None) -> None:
+    """Show what is odd about the size of a step at once: the first batch of it may take long."""
+    lines = require_possible(parts)
+    parts.notices.extend(lines)
+    if said is not None:
+        for line in lines:
+            said(line)
+        parts.shown.extend(lines)
 
 
 def _views(recipe: Recipe, taught: bool) -> ViewsSpec | None:
