@@ -115,6 +115,7 @@ def test_the_record_and_its_verdict() -> None:
     assert soak_runs.verdict([soak_runs.case(SHORT, series())]).startswith("met")
 
 
+@pytest.mark.slow
 def test_readings_are_of_this_process(tmp_path: Path) -> None:
     gauge, kept = Gauge(2, collect=True), []
     gauge.step(1)

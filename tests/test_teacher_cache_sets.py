@@ -14,7 +14,7 @@ import torch
 from densekd import files
 from densekd.errors import ArgumentError, CacheError, DtypeError, NonFiniteError, ResourceError, ShapeError
 from densekd.locks import try_lock
-from densekd.teacher_cache import CacheKey, MapReader, is_building
+from densekd.teacher_cache import CacheKey, MapReader, claim, is_building
 from densekd.teacher_cache.encoding import ENCODINGS, encode
 from densekd.teacher_cache.segment import SUFFIX
 from mapstore import IMAGES, KEY, PAIRS, TAPS, VIEWS, fill, make_set, maps_of, samples, writer
@@ -178,7 +178,8 @@ class TestSharedAndResumed:
             assert made.missing() == []
             assert made.finish() == MapReader(copy, KEY).summary
 
-    def test_one_launch_at_a_time(self, tmp_path):
+    def test_one_launch_at_a_time(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(claim, "_PAUSE", 0)
         folder = tmp_path / "set"
         assert not is_building(folder)
         with writer(folder, rank=0, world=2) as first:
@@ -192,7 +193,7 @@ class TestSharedAndResumed:
             assert not is_building(folder)
             writer(folder).close()
 
-    def test_who_only_looks_keeps_nobody_from_building(self, tmp_path):
+    def test_who_only_looks_keeps_nobody_from_building(self, tmp_path, monkeypatch):
         """Ranks that begin at once look at the same file, which an earlier launch of another size left behind."""
         with writer(tmp_path / "set", rank=0, world=3):
             pass
@@ -200,6 +201,7 @@ class TestSharedAndResumed:
         done = threading.Timer(0.03, looking.release)
         done.start()
         with writer(tmp_path / "set", rank=0, world=4):
+            monkeypatch.setattr(claim, "_PAUSE", 0)
             assert is_building(tmp_path / "set")
         done.join()
 
