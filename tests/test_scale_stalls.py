@@ -391,6 +391,10 @@ class TestSlow:
                 taken.append(args)
                 if len(taken) in {30, 33, 36}:
                     time.sleep(1.6)
+                elif len(taken) > 36:
+                    time.sleep(0.1)
+                if len(taken) == 60:  # the others' output, before the end of the training
+                    (tmp_path / "meanwhile").write_text((tmp_path / "io" / "0.err").read_text())
                 return before(self, *args)
 
             Stepper._forward_backward = spoilt
@@ -406,6 +410,7 @@ class TestSlow:
         assert late[1].startswith("process 1 was late in 3 steps in all: the others waited ")
         for line in late:
             assert launched.err(0).count(line) == 1
+        assert late[0] in (tmp_path / "meanwhile").read_text()
 
 
 class TestWatched:
