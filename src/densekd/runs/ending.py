@@ -89,7 +89,8 @@ class Ending:
 
     def _leave(self, recorder: Recorder, status: Status, error: str, trace: str | None = None) -> None:
         for line in recorder.leave(status=status, error=error, traceback=trace, cost=self.cost(recorder)):
-            self.said(line)
+            if line not in error:  # which is told in any case
+                self.said(line)
 
     def _left_at_once(self) -> str:
         saved = (self.folder / "checkpoints" / "latest").is_file()

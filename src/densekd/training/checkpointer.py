@@ -14,6 +14,7 @@ from torch import nn
 from densekd import files
 from densekd.errors import CheckpointError
 from densekd.training.adversaries import Adversaries
+from densekd.training.presence import Presence
 from densekd.training.sharding import is_sharded, like, load_whole, whole, whole_state
 from densekd.training.stepper import Stepper
 
@@ -99,6 +100,7 @@ class Checkpointer:
     def __init__(self, folder: Path, keep: int = 2, *, writes: bool = True) -> None:
         self.folder = folder / "checkpoints"
         self.keep, self.writes = keep, writes
+        self._presence = Presence(folder)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -128,6 +130,7 @@ class Checkpointer:
         content[_SUMS] = json.dumps({name: files.sha256(data) for name, data in content.items()}).encode()
         if not self.writes:
             return path
+        self._presence.require()
         files.write_folder(path, content)
         self.settle(position)
         return path

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from densekd import files
-from densekd.errors import CheckpointError
+from densekd.errors import CheckpointError, RunError
 from densekd.records import ConfusionRecord, RunRecord, dump
 from densekd.training.checkpointer import Position
 from densekd.training.columns import AFTER, BEFORE, EVALUATIONS
 from densekd.training.log_rows import LogRows
+from densekd.training.presence import Presence
 from densekd.training.stepper import StepResult
 
 _FLUSH_SECONDS = 20.0
@@ -33,6 +34,7 @@ class Recorder:
     def __init__(self, folder: Path, record: RunRecord, log_every: int, *, writes: bool = True) -> None:
         self.folder, self.record, self.log_every, self.writes = folder, record, log_every, writes
         self.rows = LogRows()
+        self._presence = Presence(folder)
         self._written = time.monotonic()
         self._seconds_before = record.cost.total_seconds
         self._begin = time.monotonic()
@@ -79,13 +81,15 @@ class Recorder:
     def write_log(self) -> None:
         """Write `log.csv`."""
         if self.rows and self.writes:
-            files.write_text(self.log_path, self.rows.text())
+            self._presence.require()
+            files.write_text(self.log_path, self.rows.pieces())
         self._written = time.monotonic()
 
     def write_evaluations(self, position: Position) -> None:
         """Write `evaluations.csv` and `confusion.json` as a position has them; remove them where it has none."""
         if not self.writes:
             return
+        self._presence.require()
         table, counts = self.folder / "evaluations.csv", self.folder / "confusion.json"
         if not position.evaluations or position.last is None:
             files.remove(table)
@@ -103,7 +107,7 @@ class Recorder:
         files.write_text(counts, json.dumps(dump(found), ensure_ascii=False) + "\n")
 
     def leave(self, **changes: Any) -> list[str]:
-        """Write log and record of a run that ends early; why one could not be written, where the disk takes no more.
+        """Write log and record of a run that ends early; why one could not be written: a full disk, a folder gone.
 
         Those are no errors of their own: what ended the run is to be told.
         """
@@ -113,12 +117,15 @@ class Recorder:
                 write()
             except OSError as error:
                 problems.append(f"{error.filename or self.folder}: could not be written: {error.strerror or error}")
-        return problems
+            except RunError as error:
+                problems.append(str(error))
+        return list(dict.fromkeys(problems))
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record and write it."""
         self.refresh(**changes)
         if self.writes:
+            self._presence.require()
             files.write_json(self.folder / "record.json", dump(self.record))
 
     def refresh(self, **changes: Any) -> None:
