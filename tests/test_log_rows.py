@@ -16,8 +16,11 @@ TIMES = {"seconds": "0.250000", "data_wait": "0.125000"}
 CELLS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00\r"), max_size=4)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(['a, "b"', "loss", "ü"]), CELLS), min_size=1, max_size=6))
-def test_the_file_is_that_of_csv(rows: list[dict[str, str]]) -> None:
+@given(
+    st.lists(st.dictionaries(st.sampled_from(['a, "b"', "loss", "ü"]), CELLS), min_size=1, max_size=9),
+    st.integers(1, 3),
+)
+def test_the_file_is_that_of_csv(rows: list[dict[str, str]], block: int) -> None:
     """Columns may come late, and their values may hold commas, quotes and line breaks."""
     rows = [{**row, **TIMES} for row in rows]
     expected = io.StringIO()
@@ -25,10 +28,10 @@ def test_the_file_is_that_of_csv(rows: list[dict[str, str]]) -> None:
     writer = csv.DictWriter(expected, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    kept = LogRows()
+    kept = LogRows(block)
     for row in rows:
         kept.append(row)
-    assert kept.text() == expected.getvalue()
+    assert "".join(kept.pieces()) == expected.getvalue()
     assert list(kept) == [{name: row.get(name, "") for name in columns} for row in rows]
     assert kept[-1] == kept[-1:][0] == list(kept)[-1]
     assert (len(kept), list(kept.seconds), list(kept.data_wait)) == (
@@ -45,8 +48,8 @@ def test_a_row_without_its_times_is_not_taken(row: dict[str, str]) -> None:
     assert len(kept) == len(kept.seconds) == len(kept.data_wait) == 0
 
 
-def test_a_row_takes_little_more_memory_than_in_the_file() -> None:
-    kept, row = LogRows(), {f"term {place}": repr(place / 7) for place in range(10)}
+def test_a_row_takes_less_memory_than_in_the_file() -> None:
+    kept, row = LogRows(block=50), {f"term {place}": repr(place / 7) for place in range(10)}
     kept.append({**row, **TIMES})
     tracemalloc.start()
     try:
@@ -56,4 +59,16 @@ def test_a_row_takes_little_more_memory_than_in_the_file() -> None:
     finally:
         tracemalloc.stop()
     # A dict of twelve texts takes about 1,200 bytes.
-    assert grown / 500 < 2 * len(kept.text()) / 501
+    assert grown / 500 < sum(map(len, kept.pieces())) / 501
+
+
+def test_no_piece_of_a_long_log_is_long() -> None:
+    kept = LogRows(block=10)
+    for number in range(1000):
+        kept.append({"loss": repr(number / 3), **TIMES})
+    assert max(map(len, kept.pieces())) < 21 * 50
+    assert [kept[number]["loss"] for number in (0, 9, 10, 989, 999, -1000)] == [
+        repr(number / 3) for number in (0, 9, 10, 989, 999, 0)
+    ]
+    with pytest.raises(IndexError):
+        kept[1000]

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def _told_of(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically; parent folders are made.
+def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, whole or in pieces, to `path` atomically; parent folders are made.
 
     Raises:
         OSError: it cannot be written; names `path`, whose old content stands, or the new one where the folder alone
@@ -76,7 +76,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         make_folder(path.parent)
         try:
             with temporary.open("wb") as stream:
-                stream.write(data)
+                for piece in [data] if isinstance(data, bytes) else data:
+                    stream.write(piece)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -154,13 +155,14 @@ def remove(path: Path) -> None:
         _sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    r"""Write UTF-8 text atomically.
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    r"""Write UTF-8 text, whole or in pieces, atomically.
 
     Bytes of a file's name that are no UTF-8, which Python keeps as lone surrogates, are written as their codes
     (`\udce9`): in JSON and in quoted YAML that is the same text again, elsewhere it shows what stood there.
     """
-    write_bytes(path, as_text(text).encode())
+    pieces = [text] if isinstance(text, str) else text
+    write_bytes(path, (as_text(piece).encode() for piece in pieces))
 
 
 def as_text(name: str) -> str:

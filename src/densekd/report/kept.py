@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
-from collections.abc import Callable
+import os
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ RUN, STUDY = "record.json", "study.json"
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-Columns = dict[str, list[float]]
+Columns = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_run(folder: Path, record: RunRecord | None = None) -> KeptRun:
 
     def columns(path: Path) -> Columns:
         shown = read_columns(path)
-        if _lines(path)[1]:
+        if _ends_within_a_line(path):
             missing.append(f"{path.name} ends within a line, as after a crash or a full disk: that line is not shown")
         return shown
 
@@ -135,21 +136,24 @@ def read_columns(path: Path) -> Columns:
         ValueError: a cell is no number, or rows differ in length.
         OSError, UnicodeDecodeError: it cannot be read.
     """
-    rows = list(csv.reader(io.StringIO(_lines(path)[0])))
-    if len(rows) < 2:
-        return {}
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[0]):
-            raise ValueError(f"line {number} has {len(row)} cells, the first line {len(rows[0])}")
-    numbers = [[float(cell) if cell else math.nan for cell in row] for row in rows[1:]]
-    return {name: list(column) for name, column in zip(rows[0], zip(*numbers, strict=True), strict=True)}
+    # Row by row: texts of a long run's numbers would take ten times the memory of the numbers.
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = csv.reader(line for line in stream if line.endswith("\n"))
+        names = next(rows, [])
+        columns = [array("d") for _ in names]
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(names):
+                raise ValueError(f"line {number} has {len(row)} cells, the first line {len(names)}")
+            for column, cell in zip(columns, row, strict=True):
+                column.append(float(cell) if cell else math.nan)
+    return dict(zip(names, columns, strict=True)) if columns and columns[0] else {}
 
 
-def _lines(path: Path) -> tuple[str, bool]:
-    """The whole lines of a text file, and whether something stands behind the last of them."""
-    text = path.read_text(encoding="utf-8")
-    end = text.rfind("\n") + 1
-    return text[:end], end < len(text)
+def _ends_within_a_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        return stream.read() not in (b"", b"\n")
 
 
 def _recipe(path: Path) -> dict[str, Any]:
