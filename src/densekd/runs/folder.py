@@ -12,7 +12,7 @@ from torch import nn
 
 from densekd import files
 from densekd.config import Recipe, dump_recipe, load_recipe, recipe_digest
-from densekd.errors import DtypeError, RunError, no_folder
+from densekd.errors import ConfigError, DtypeError, RunError, no_folder
 from densekd.models.build import build_model
 from densekd.models.specs import CheckpointSpec, ModelSpec
 from densekd.records import RunRecord
@@ -82,9 +82,16 @@ class Run:
         Raises:
             RunError, ConfigError: it is missing or not valid.
         """
-        if not (self.path / "recipe.yaml").is_file():
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
             raise RunError(f"{self.path}: holds no recipe.yaml")
-        return load_recipe(self.path / "recipe.yaml")
+        try:
+            return load_recipe(path)
+        except ConfigError as error:
+            if str(path) in str(error):
+                raise
+            # Nobody has named a recipe here: the words about its keys alone would not tell where to look.
+            raise ConfigError(f"{path}: {error}") from None
 
     @property
     def weights(self) -> Path:
