@@ -74,7 +74,12 @@ def test_the_slope_and_its_spread() -> None:
             ({"own": 101_000}, False),
             ({"children_rss": 101_000}, False),
         ],
-        *[({"files": 0.1}, False), ({"files": -0.1}, True), ({"objects": 10, "tensors": 1}, True)],
+        *[
+            ({"files": 0.1}, False),
+            ({"files": -0.1}, True),
+            ({"threads": 0.1}, False),
+            ({"objects": 10, "tensors": 1}, True),
+        ],
     ],
 )
 def test_what_is_flat(changes: dict[str, float], met: bool) -> None:
@@ -110,7 +115,8 @@ def test_the_record_and_its_verdict() -> None:
     words = soak_runs.verdict([case])
     assert (
         words
-        == "NOT MET (under 1 MB, files flat): one run: 1.01 MB in 1,000 steps (1.01 to 1.01), at most 7 open files"
+        == "NOT MET (under 1 MB, files and threads flat): one run: 1.01 MB in 1,000 steps (1.01 to 1.01), at most 7 open "
+        "files"
     )
     assert soak_runs.verdict([soak_runs.case(SHORT, series())]).startswith("met")
 

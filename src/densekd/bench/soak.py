@@ -138,15 +138,15 @@ def growth(readings: Sequence[Reading]) -> dict[str, Any]:
     `own_slope`, `rss_slope`, `children_slope`: megabytes (1e6 bytes) in 1,000 steps, with the spread of `Slope` beside
     the first; `objects_slope`, `tensors_slope`: so many in 1,000 steps; and the extremes of the counts. `met`: own
     memory and that of the processes below grow by less than a megabyte in 1,000 steps, and the second half of the
-    series has no more open files than the first had.
+    series never has more open files or threads than the first had.
     """
     rest = settled(readings)
     steps = [float(reading.step) for reading in rest]
     own, rss = (slope(steps, [getattr(one, name) / MB for one in rest]) for name in ("own", "rss"))
     children = slope(steps, [reading.children_rss / MB for reading in rest])
     objects, tensors = (slope(steps, [float(getattr(one, name)) for one in rest]) for name in ("objects", "tensors"))
-    half = len(rest) // 2
     files = [reading.files for reading in rest]
+    threads = [reading.threads for reading in rest]
     return {
         "steps": readings[-1].step,
         "readings": len(rest),
@@ -163,12 +163,17 @@ def growth(readings: Sequence[Reading]) -> dict[str, Any]:
         "children_rss_most": max(reading.children_rss for reading in rest) / MB,
         "files_most": max(files),
         "files_last": files[-1],
-        "threads_most": max(reading.threads for reading in rest),
-        "threads_last": rest[-1].threads,
+        "threads_most": max(threads),
+        "threads_last": threads[-1],
         "objects_slope": objects.value,
         "tensors_slope": tensors.value,
         "tensors_last": rest[-1].tensors,
-        "met": max(own.value, children.value) < ALLOWED and max(files[half:]) <= max(files[:half]),
+        "met": max(own.value, children.value) < ALLOWED and _flat(files) and _flat(threads),
         "columns": list(NAMES),
         "series": [list(astuple(reading)) for reading in readings],
     }
+
+
+def _flat(counts: Sequence[int]) -> bool:
+    half = len(counts) // 2
+    return max(counts[half:]) <= max(counts[:half])
