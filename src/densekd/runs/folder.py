@@ -258,10 +258,13 @@ def _require_same(path: Path, recipe: Recipe, method: str) -> None:
         raise RunError(f"{path}: this run is {how}; go on with it by `{resume_command(path, begun)}`")
     command = resume_command(path, method)
     before = load_recipe(saved)
+    # Another number of loading processes learns the same, and one that they killed may need fewer.
+    loading = {"workers": recipe.runtime.workers}
+    before = before.model_copy(update={"runtime": before.runtime.model_copy(update=loading)})
     if recipe_digest(before) != recipe_digest(recipe):
         raise RunError(
             f"{path}: its recipe differs from the one asked for ({', '.join(differences(before, recipe))}). "
-            f"A resume goes on with the same recipe: `{command}`"
+            f"A resume goes on with the same recipe, `runtime.workers` aside: `{command}`"
         )
 
 
