@@ -84,7 +84,7 @@ audit: $(READY)
 	$(BIN)/python tools/audit.py
 
 test-long: $(READY)
-	$(BIN)/python tools/test_long.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_long.py -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

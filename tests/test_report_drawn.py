@@ -136,7 +136,7 @@ class TestAtTheEnd:
         assert "status</dt><dd>done" in text
         kept = read_run(run.path)
         assert kept.missing == ()
-        assert kept.evaluations["step"] == [2.0, 4.0, 6.0]
+        assert list(kept.evaluations["step"]) == [2.0, 4.0, 6.0]
         assert kept.evaluations["miou"][-1] == run.record.final.miou
         matrix = kept.confusion.final.matrix
         assert kept.confusion.classes == list(run.record.final.iou) == list(CLASSES)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import mmap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from densekd.bench import soak, soak_runs
@@ -128,7 +128,8 @@ def test_readings_are_of_this_process(tmp_path: Path) -> None:
     gauge, kept = Gauge(2, collect=True), []
     gauge.step(1)
     gauge.step(2)
-    kept += [torch.ones(3_000_000) for _ in range(4)]
+    kept.append(mmap.mmap(-1, 48_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))  # not from what is free in the heap
+    kept[0].write(bytes(48_000_000))
     with (tmp_path / "open").open("w"):
         gauge.step(4)
     first, second = gauge.readings
