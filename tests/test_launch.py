@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from densekd.config import load_recipe
 from densekd.errors import ConfigError, RunError
 from densekd.launch import Launch, is_first, launched, require_one_process, several
 from densekd.losses.catalog import METHODS
+from densekd.runs import ranks as ranks_module
 from densekd.runs import train
 from densekd.runs.engine import engine
 from densekd.runs.ranks import ElsewhereError, Ranks, joined
@@ -239,3 +243,20 @@ def test_what_compares_within_a_batch_is_known(name):
     halves = [loss(student[part], teacher[part], labels=labels[part]) for part in (slice(2), slice(2, 4))]
     equal = torch.allclose(whole, torch.stack(halves).mean(), rtol=1e-5)
     assert equal != loss.batch_wide
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_outlives_what_was_trained(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP's reducer, freed as the last that holds a group, waited forever for the group's threads."""
+    monkeypatch.setattr(ranks_module, "_KEPT", kept := [])
+    ranks = Ranks(Launch(0, 1, 0, 1), dist.HashStore())
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), ranks.group(torch.device("cpu")):
+        group = weakref.ref(dist.group.WORLD)
+        if fails:
+            raise ZeroDivisionError
+    assert not dist.is_initialized()
+    assert group() is not None
+    ranks.leave()
+    assert (group() is not None) is fails
+    assert bool(kept) is fails

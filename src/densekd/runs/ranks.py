@@ -6,6 +6,7 @@ and hears at once what another one failed on. Which is why the process group is 
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ _PATIENCE = 3600.0
 """Seconds that one process may need more than another before training: mostly to read and check images."""
 _STUCK = timedelta(minutes=30)
 """After so long without an answer in a collective the run ends; a checkpoint on a slow disk is within it."""
+_KEPT: list[Any] = []
+"""Groups of runs that failed: the error may hold what was trained for as long as it likes."""
 _LOST = ("peer", "gloo/transport", "NCCL", "socket", "Broken pipe")
 
 
@@ -60,6 +63,7 @@ class Ranks:
         self.launch = launch
         self._store = store
         self._met = 0
+        self._group: Any = None
         self.pulse = Pulse()
         self.watch = None if watched is None else Watch(launch, watched, self.pulse)
 
@@ -174,6 +178,9 @@ class Ranks:
         """Wait a moment for the others where they read from this process's store, so that they hear why it ends."""
         if self._store is None:
             return
+        if self._group is not None:
+            gc.collect()  # what was trained, where it leads back to itself
+            self._group = None
         gone = 0
         if self.watch is not None:
             gone = len(self.watch.gone())
@@ -201,8 +208,14 @@ class Ranks:
         dist.init_process_group(
             backend, store=part("group", self._store), rank=self.launch.rank, world_size=self.world, timeout=timeout
         )
+        # DDP's reducer must not be the last that holds the group: it would end the group's threads while it holds
+        # Python's lock, which they may wait for; the group's own object lets go of it first. Seen with torch 2.11.
+        self._group = dist.group.WORLD
         try:
             yield
+        except BaseException:
+            _KEPT.append(self._group)
+            raise
         finally:
             dist.destroy_process_group()
 
