@@ -21,6 +21,8 @@ ANSWER = 5.0
 """Seconds that another thread waits for a word from the store."""
 _INTERVAL, _READERS = 1.0, 32
 """Seconds between two signs, for so many processes; of more each one's are rarer, as all read all."""
+_UNKNOWN = 0.05
+"""Seconds between two signs while a process is not known yet."""
 _SLOW = timedelta(seconds=60)
 
 
@@ -90,7 +92,8 @@ class Exchange:
                 count += 1
                 with suppress(dist.DistStoreError):  # no answer in time: another try
                     self._talk(self._sign(count))
-                self._nudge.wait(self.interval)
+                # Until every process is known, often: who stops or dies before its first sign came could not be named.
+                self._nudge.wait(self.interval if len(self.signs) == self.launch.world - 1 else _UNKNOWN)
                 self._nudge.clear()
             self._store.set(_key(self.launch.rank), left(self._sign(count)).text())
         except RuntimeError:
