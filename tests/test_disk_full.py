@@ -56,9 +56,14 @@ class Telling(Quiet):
 def command(known: Known, folder: Path, out: Path, act: Any = None, progress: Quiet | None = None) -> None:
     """What a command does: exit code and words are left in `out`; runs in a child."""
     said, code = io.StringIO(), 0
-    with watched(act) if act else unflushed(), contextlib.redirect_stderr(said):
+
+    def work() -> None:
+        with watched(act) if act else unflushed():  # not what the command does around it, or the numbers would differ
+            distill(known.recipe, out=folder, progress=progress or Telling())
+
+    with contextlib.redirect_stderr(said):
         try:
-            guarded(lambda: distill(known.recipe, out=folder, progress=progress or Telling()))()
+            guarded(work)()
         except SystemExit as end:
             code = int(end.code or 0)
     out.write_text(json.dumps([code, said.getvalue()]))
