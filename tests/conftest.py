@@ -14,3 +14,9 @@ def _forks_may_run_backwards() -> None:
     it, and no process forked from it can run a backward pass: which tests came first would decide over others.
     """
     torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """The first weights of a network are the same in every run, whichever tests came before it in the process."""
+    torch.manual_seed(0)

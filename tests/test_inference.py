@@ -48,6 +48,7 @@ class Net(nn.Module):
         draw = torch.Generator().manual_seed(3)
         weight = torch.randn(self.conv.weight.shape, generator=draw, dtype=torch.float64)
         self.conv.weight.data = weight + weight.flip(-1) if symmetric else weight
+        self.conv.bias = nn.Parameter(torch.randn(outputs, generator=draw, dtype=torch.float64))
         self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
