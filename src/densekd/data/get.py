@@ -19,6 +19,7 @@ from densekd.data.download import Moved, Said, download
 from densekd.data.sources import Archive, Count, Source
 from densekd.data.unpack import gigabytes, require_room, unpack
 from densekd.errors import DataError
+from densekd.locks import try_lock
 
 State = Literal["in place", "downloaded", "begun", "to download"]
 _BLOCK = 1 << 20
@@ -100,25 +101,13 @@ def _alone(root: Path) -> Iterator[None]:
     Raises:
         DataError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+    lock = try_lock(root)
+    if lock is None:
         raise DataError(
             f"{root}: another process is bringing a data set there; wait for it, or give another folder with --root"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+        )
+    with lock:
         yield
-    finally:
-        os.close(handle)
 
 
 def steps_by_hand(source: Source, root: Path, missing: Sequence[str]) -> str:
