@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -513,13 +514,30 @@ class TestRefusals:
         with pytest.raises(Interrupted):
             train(recipe(place), out=tmp_path / "run", progress=StopAt(1))
 
+        class Checking(Quiet):
+            def checking(self, *_: object, **__: object) -> None:
+                raise AssertionError("it is told before any work")
+
         def work() -> None:
-            with pytest.raises(RunError, match="another process is training in it"):
-                train(recipe(place), out=tmp_path / "run", resume=True)
+            for again in ({"resume": True}, {"force": True}):
+                with pytest.raises(RunError, match="run: another process is training in it; wait for it"):
+                    train(recipe(place), out=tmp_path / "run", progress=Checking(), **again)
 
         with claimed(tmp_path / "run"):
             assert in_a_child(work) == 0
         train(recipe(place), out=tmp_path / "run", resume=True)
+
+    def test_another_process_begins_in_the_folder_during_the_checks(self, place, tmp_path):
+        with ExitStack() as other:
+
+            class Other(Quiet):
+                def ready(self, readiness: object) -> None:
+                    other.enter_context(claimed(tmp_path / "run"))
+
+            (tmp_path / "run").mkdir()
+            with pytest.raises(RunError, match="another process is training in it"):
+                distill(distillation(place, place / "teacher"), out=tmp_path / "run", progress=Other())
+        assert list((tmp_path / "run").iterdir()) == []
 
     def test_a_launch_of_several_processes(self, place, tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")

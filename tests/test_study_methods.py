@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from densekd.study.machine import share_out
 from densekd.study.methods import ALONE, where_of
 from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan, told, write_plan
 from densekd.study.pool import Job, Outcome
-from densekd.study.tasks import comparable, digest_of, left_aside, plan_tasks, require_same, require_unclaimed
+from densekd.study.tasks import comparable, digest_of, left_aside, plan_tasks, require_same
 from densekd.training.specs import TermSpec
 from studykit import TEACHER, Keeping, comparable_recipe, place_with_teacher
 
@@ -373,17 +372,6 @@ class TestTasks:
         (tmp_path / "none-s0").mkdir()
         (tmp_path / "none-s0" / "output.txt").write_text("x")
         assert self.tasks(base, tmp_path)[0].action == "start"
-
-    def test_a_run_that_another_process_holds(self, base, tmp_path):
-        fcntl = pytest.importorskip("fcntl")
-        found = self.tasks(base, tmp_path)
-        start_folder(found[1].path, found[1].recipe)
-        handle = os.open(found[1].path, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="channelwise-s0: another process"):
-            require_unclaimed(found)
-        os.close(handle)
-        require_unclaimed(found)
 
     def test_digests(self, base):
         method = resolve_methods(base, ["channelwise"])[0][1]

@@ -20,6 +20,7 @@ from densekd.losses import DistillationLoss
 from densekd.losses.catalog import METHODS
 from densekd.records import StudyRecord
 from densekd.runs import Run
+from densekd.runs.lock import claimed
 from densekd.runs.progress import Quiet
 from densekd.study import compare, prepare
 from densekd.study.check import open_study
@@ -87,6 +88,16 @@ class TestBeforeAnyTraining:
             comparison.go()
         assert "\n" not in str(error.value)
         assert not (tmp_path / "s").exists()
+
+    def test_a_run_that_another_process_holds(self, place, tmp_path):
+        pytest.importorskip("fcntl")
+        watch = Keeping()
+        comparison = prepared(place, tmp_path / "s", ["channelwise"], progress=watch)
+        held = tmp_path / "s" / "channelwise-s0"
+        held.mkdir(parents=True)  # as one that outlives its study, which was killed, has it
+        with claimed(held), pytest.raises(RunError, match="channelwise-s0: another process is training in it"):
+            comparison.go()
+        assert not any("runs to do" in line for line in watch.lines)
 
     def test_a_tap_that_is_not_there(self, place, tmp_path):
         comparison = prepared(place, tmp_path / "s", ["channelwise@features"], **{"compare.features.student": "layer9"})

@@ -24,7 +24,7 @@ from densekd.runs.folder import Run, require_writable
 from densekd.runs.fused import settle_fused
 from densekd.runs.images import images_of, require_same_images
 from densekd.runs.length import total_steps
-from densekd.runs.lock import claimed
+from densekd.runs.lock import claimed, require_unclaimed
 from densekd.runs.progress import Quiet as Quiet
 from densekd.runs.ranks import Ranks, joined
 from densekd.runs.rehearsal import rehearse
@@ -183,9 +183,9 @@ def _checked(kind: Kind, claim: Claim, ranks: Ranks) -> RunRecord | None:
         if claim.resume and claim.force:
             raise RunError("resume and force exclude each other: go on with the run, or start it again")
         before = claim.look()
+        require_unclaimed(claim.folder)
         if before is None or before.status != "done":
             require_trackers(claim.recipe.track)
-        if before is None or before.status != "done":
             require_writable(claim.folder)
         return json.dumps(None if before is None else dump(before))
 

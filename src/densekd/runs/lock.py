@@ -22,3 +22,14 @@ def claimed(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: another process is training in it; wait for it, or choose another --out")
     with lock:
         yield
+
+
+def require_unclaimed(folder: Path) -> None:
+    """Refuse a folder that another process holds at this moment, before checks that take a while.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    if folder.is_dir():
+        with claimed(folder):
+            pass

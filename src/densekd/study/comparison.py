@@ -15,7 +15,7 @@ from densekd.config import Recipe
 from densekd.errors import RunError
 from densekd.records import Budget, CacheRecord, StudyFailure, StudyPlan, StudyTeacher, dump
 from densekd.runs import Run
-from densekd.runs.lock import claimed
+from densekd.runs.lock import claimed, require_unclaimed
 from densekd.runs.page import unless_written
 from densekd.study.cache import shared_maps, shared_words
 from densekd.study.check import lengths, lengths_of, open_study, require_ready
@@ -28,7 +28,7 @@ from densekd.study.pool import Job, Outcome, run_jobs
 from densekd.study.progress import Silent
 from densekd.study.record import study_record
 from densekd.study.result import Study
-from densekd.study.tasks import OUTPUT, Task, left_aside, plan_tasks, require_same, require_unclaimed
+from densekd.study.tasks import OUTPUT, Task, left_aside, plan_tasks, require_same
 from densekd.study.teacher import score_teacher
 from densekd.training.signals import Interrupted
 
@@ -109,7 +109,8 @@ class Comparison:
         tasks = self._tasks(before, settled)
         self._require_budget(before, tasks)
         require_same(tasks, self.force)
-        require_unclaimed(tasks)
+        for task in tasks:
+            require_unclaimed(task.path)  # by one whose study was killed, for instance
         files.sweep_temporaries(self.folder)
         self._check(settled, tasks)
         self.watch.said(settled_words(settled))

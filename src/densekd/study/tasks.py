@@ -13,7 +13,6 @@ from densekd.errors import CheckpointError, ConfigError, RunError
 from densekd.records import RunRecord, read_run_name, run_name
 from densekd.runs import Run
 from densekd.runs.folder import differences
-from densekd.runs.lock import claimed
 from densekd.study.methods import Method
 
 OUTPUT = "output.txt"
@@ -152,15 +151,3 @@ def require_same(tasks: Iterable[Task], force: bool) -> list[str]:
         f"{changed[0].path.parent}: holds runs that are damaged, or of another recipe or teacher: {told}{more}. "
         "Use --force to start these again and no others, or another --out"
     )
-
-
-def require_unclaimed(tasks: Iterable[Task]) -> None:
-    """Refuse a study whose runs another process still holds: one whose own process was killed, for instance.
-
-    Raises:
-        RunError: a run is held.
-    """
-    for task in tasks:
-        if task.path.is_dir():
-            with claimed(task.path):
-                pass
