@@ -15,7 +15,7 @@ SRC = Path(densekd.__file__).parent
 ELSEWHERE = {
     # Data sets: downloaded and unpacked beside their place, checked, then moved there. No run owns them.
     "data/download.py": {"open", "replace", "unlink"},
-    "data/get.py": {"open", "rename", "replace", "rmtree", "unlink"},
+    "data/get.py": {"rename", "replace", "rmtree", "unlink"},
     "data/unpack.py": {"open"},
     # Libraries that write a file themselves get a temporary name or folder of `files`, which then gives the name.
     "export/hub.py": {"unlink", "write_text"},
