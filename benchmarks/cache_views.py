@@ -12,9 +12,13 @@ frames of two drives, 14 passes (16 views are never seen twice there). Teachers 
 `camvid_core.py`; the scenes' is trained first unless `--teacher` names a finished run. Finished runs and sets are used
 again; an interrupted one goes on.
 
+Runs go on beside each other (`--jobs`), so their own seconds say nothing. When all have finished, steps are timed in
+one process: short runs of every variant and its student alone take turns, first to last and back
+(`densekd.study.calibration`). Leave the machine to it.
+
 The record, `results/cache-views-<study>.json`, holds mIoU by variant and seed with mean and spread, differences to
-`live` paired by seed, seconds of a step, and what each set cost. Runs go on beside each other (`--jobs`), so seconds
-compare within one record alone; `times_alone` is against the student alone of the same variant.
+`live` paired by seed, median and spread of the timed steps, and what each set cost; `times_alone` is against the
+student alone of the same variant.
 """
 
 from __future__ import annotations
@@ -30,14 +34,16 @@ from densekd.cli.guard import guarded
 from densekd.cli.show import Watch, table
 from densekd.config import Recipe, load_recipe
 from densekd.errors import ConfigError, RunError
-from densekd.files import write_json
-from densekd.records import RunRecord, StudyRecord, commit, environment
+from densekd.files import remove_folder, write_json
+from densekd.records import StudyRecord, commit, environment
 from densekd.runs import Run, train
 from densekd.study import prepare
+from densekd.study.calibration import time_methods
 from densekd.study.statistics import paired_gain, spread
 
-Runs = Mapping[int, RunRecord]
+Runs = Mapping[int, Run]
 Found = Mapping[str, Runs]
+Seconds = Mapping[str, Mapping[str, list[float]]]
 
 RESULTS = Path(__file__).parent / "results"
 METHOD, ALONE, LIVE = "channelwise", "none", "live"
@@ -113,6 +119,10 @@ def _is_done(path: Path) -> bool:
     return (path / "record.json").is_file() and Run.load(path).record.status == "done"
 
 
+def _folder(given: argparse.Namespace) -> Path:
+    return given.runs or Path("runs") / f"cache-views-{given.study}"
+
+
 def _recipe(given: argparse.Namespace) -> Recipe:
     shared = {
         "train.epochs": None,
@@ -126,8 +136,8 @@ def _recipe(given: argparse.Namespace) -> Recipe:
 
 
 def _compared(recipe: Recipe, variant: str, given: argparse.Namespace) -> tuple[StudyRecord, Found]:
-    """One variant and its student alone: the study's record, and those of the runs."""
-    folder = (given.runs or Path("runs") / f"cache-views-{given.study}") / variant
+    """One variant and its student alone: the study's record, and the runs."""
+    folder = _folder(given) / variant
     changes: dict[str, Any] = {}
     if variant in SETS:
         views, encoding = SETS[variant]
@@ -143,27 +153,43 @@ def _compared(recipe: Recipe, variant: str, given: argparse.Namespace) -> tuple[
             progress=board,
         ).go()
     study.raise_if_failed()
-    return study.record, {name: {seed: run.record for seed, run in runs.items()} for name, runs in study.runs.items()}
+    return study.record, study.runs
 
 
-def _variant(name: str, runs: Runs, alone: Runs, live: Runs) -> dict[str, Any]:
+def _timed(found: Mapping[str, Found], folder: Path) -> Seconds:
+    """Seconds of single steps by variant and method; all take turns in this process."""
+    asked = []
+    for variant, runs in found.items():
+        for method, kind in ((ALONE, "train"), (METHOD, "distill")):
+            recipe = next(iter(runs[method].values())).recipe.model_dump(mode="json")
+            asked.append({"name": f"{variant}/{method}", "kind": kind, "recipe": recipe})
+    with Board() as board:
+        board.said(f"timing steps of {len(found)} variants, each beside its student alone")
+        try:
+            seconds = time_methods(asked, folder, board.run("time"))
+        finally:
+            remove_folder(folder)
+    return {variant: {method: seconds[f"{variant}/{method}"] for method in (ALONE, METHOD)} for variant in found}
+
+
+def _variant(name: str, runs: Runs, alone: Runs, live: Runs, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     """One variant's line of the record."""
-    scores, reference, seconds = _scores(runs), _scores(live), _seconds(runs)
+    scores, reference = _scores(runs), _scores(live)
+    own, plain = _step(seconds[METHOD]), _step(seconds[ALONE])
     line: dict[str, Any] = {
         "name": name,
         "seeds": sorted(scores),
         "final": spread([scores[seed] for seed in sorted(scores)]).model_dump(),
         "to_live": _difference(scores, reference),
-        "seconds_per_step": statistics.median(seconds),
-        "seconds_per_step_by_seed": seconds,
-        "times_alone": statistics.median(seconds) / statistics.median(_seconds(alone)),
+        **own,
+        "times_alone": own["seconds_per_step"] / plain["seconds_per_step"],
         "alone": {
             "final": spread([score for _, score in sorted(_scores(alone).items())]).model_dump(),
-            "seconds_per_step": statistics.median(_seconds(alone)),
+            **plain,
         },
         "gain": _difference(scores, _scores(alone)),
     }
-    cache = next(iter(runs.values())).cache
+    cache = next(iter(runs.values())).record.cache
     if name in SETS and cache is None:
         raise RunError(f"{name}: its runs say nothing of stored maps")
     if cache is not None:
@@ -173,13 +199,13 @@ def _variant(name: str, runs: Runs, alone: Runs, live: Runs) -> dict[str, Any]:
 
 
 def _scores(runs: Runs) -> dict[int, float]:
-    return {seed: record.final.miou for seed, record in runs.items() if record.final is not None}
+    return {seed: run.record.final.miou for seed, run in runs.items() if run.record.final is not None}
 
 
-def _seconds(runs: Runs) -> list[float]:
-    found = [record.cost.seconds_per_step for _, record in sorted(runs.items())]
-    assert None not in found  # every run has finished
-    return [value for value in found if value is not None]
+def _step(seconds: list[float]) -> dict[str, Any]:
+    """Median of the timed steps, how many there are, and the quarter below and above."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"seconds_per_step": middle, "step": {"n": len(seconds), "q25": low, "q75": high}}
 
 
 def _difference(scores: Mapping[int, float], reference: Mapping[int, float]) -> dict[str, Any]:
@@ -189,10 +215,12 @@ def _difference(scores: Mapping[int, float], reference: Mapping[int, float]) -> 
     return {**gain.model_dump(), "by_seed": [scores[seed] - reference[seed] for seed in sorted(scores)]}
 
 
-def _record(given: argparse.Namespace, found: Mapping[str, Found], study: StudyRecord) -> dict[str, Any]:
+def _record(
+    given: argparse.Namespace, found: Mapping[str, Found], study: StudyRecord, seconds: Seconds
+) -> dict[str, Any]:
     """The whole record; its variants in the order live, then sets."""
     live = found[LIVE][METHOD]
-    run = next(iter(live.values()))
+    run = next(iter(live.values())).record
     given_data = "" if given.study == "scenes" else " --data DATA --weights WEIGHTS"
     return {
         "schema": 1,
@@ -204,7 +232,7 @@ def _record(given: argparse.Namespace, found: Mapping[str, Found], study: StudyR
         "epochs": run.epochs,
         "images": None if (images := run.images.get("train")) is None else images.count,
         "teacher": study.teacher.model_dump(mode="json", include={"miou", "parameters", "flops"}),
-        "variants": [_variant(name, runs[METHOD], runs[ALONE], live) for name, runs in found.items()],
+        "variants": [_variant(name, runs[METHOD], runs[ALONE], live, seconds[name]) for name, runs in found.items()],
         "jobs": given.jobs,
         "environment": environment(),
     }
@@ -235,7 +263,9 @@ def main(words: list[str] | None = None) -> None:
         raise ConfigError(f"--variants: unknown {', '.join(unknown)}; there are {', '.join(SETS)}")
     recipe = _recipe(given)
     studies = {variant: _compared(recipe, variant, given) for variant in (LIVE, *given.variants)}
-    record = _record(given, {variant: runs for variant, (_, runs) in studies.items()}, studies[LIVE][0])
+    found = {variant: runs for variant, (_, runs) in studies.items()}
+    seconds = _timed(found, _folder(given) / ".timing.part")
+    record = _record(given, found, studies[LIVE][0], seconds)
     write_json(given.results / f"{record['name']}.json", record)
     table(
         _rows(record),

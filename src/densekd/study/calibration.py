@@ -47,7 +47,7 @@ def time_methods(methods: Sequence[Mapping[str, Any]], folder: Path, watch: Quie
 
     Args:
         methods: `name`, `kind` ("train" or "distill") and `recipe` (as a mapping, with `train.steps`) of each.
-        folder: for the runs; made and removed.
+        folder: where the runs go; each is removed after its turn.
         watch: sees the steps.
     """
     found: dict[str, list[float]] = {str(method["name"]): [] for method in methods}
