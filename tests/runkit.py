@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from densekd.runs.progress import Quiet
+
 NAMES = ("sky", "road", "tree")
 # What `auto` takes hangs on the time that these networks need, which is as good as none.
 EXACT = {"dtype": "float32"}
@@ -32,6 +34,16 @@ def teacher(num_classes: int, width: int = 10) -> nn.Module:
 def no_norm(num_classes: int, width: int = 6) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, num_classes, 1))
 """
+
+
+class Heard(Quiet):
+    """Keeps the lines that were said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def make_place(root: Path, train: int = 10, val: int = 4, classes: int = 3) -> Path:

@@ -23,13 +23,12 @@ from densekd.losses import ChannelWise
 from densekd.models.auxiliary import AuxiliaryHead, AuxiliarySpec, attach_auxiliary, auxiliary_of
 from densekd.runs import Run, distill, train
 from densekd.runs.assemble import assemble
-from densekd.runs.execute import Quiet
 from densekd.runs.rehearsal import rehearse
 from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import SegmentationSpec
 from densekd.training.objective import Alone, Distilled
 from densekd.training.signals import Interrupted
-from runkit import distillation, log_without_times, make_place, recipe
+from runkit import Heard, distillation, log_without_times, make_place, recipe
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(1))
@@ -237,17 +236,14 @@ class TestRecipe:
             load_recipe("demo", {"student.auxiliary": {"tap": "encoder.layer3"}})
 
 
-class StopAt(Quiet):
+class StopAt(Heard):
     def __init__(self, step: int) -> None:
+        super().__init__()
         self.at = step
-        self.lines: list[str] = []
 
     def step(self, taken: int, steps: int, result: Any) -> None:
         if taken == self.at:
             raise KeyboardInterrupt
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")

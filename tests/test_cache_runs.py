@@ -24,7 +24,7 @@ from densekd.runs.progress import Quiet
 from densekd.study import compare, worker
 from densekd.study.pool import Outcome
 from densekd.training.signals import Interrupted
-from runkit import distillation, log_without_times
+from runkit import Heard, distillation, log_without_times
 from studykit import Keeping, comparable_recipe, place_with_teacher
 
 pytestmark = pytest.mark.slow
@@ -63,15 +63,13 @@ def asked(place, folder, **cache):
     return raw
 
 
-class Watching(Quiet):
+class Watching(Heard):
     """Keeps lines and counts, answers, and may send this process a signal in the middle of a build or after a step."""
 
     def __init__(self, answer=None, stop_build=0, stop_step=0):
         self.answer, self.stop_build, self.stop_step = answer, stop_build, stop_step
-        self.lines, self.counts, self.questions = [], [], []
-
-    def said(self, line):
-        self.lines.append(line)
+        super().__init__()
+        self.counts, self.questions = [], []
 
     def caching(self, done, views):
         self.counts.append((done, views))

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from densekd import files
 from densekd.errors import CheckpointError
 from densekd.runs import distill
-from densekd.runs.execute import Quiet
 from densekd.training.checkpointer import Checkpointer, Position
 from killkit import unflushed
-from runkit import make_place
+from runkit import Heard, make_place
 from test_kill_anywhere import Known, asked
 
 NAMES = ("student.safetensors", "adapters.safetensors", "optimizer.safetensors", "optimizer.json", "state.json")
@@ -119,14 +118,6 @@ def test_what_somebody_copied_is_no_checkpoint(tmp_path: Path) -> None:
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 4
 
 
-class Listening(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     place = make_place(tmp_path_factory.mktemp("data"), train=4, val=2)
@@ -142,7 +133,7 @@ def begun(known: Known, folder: Path) -> Path:
 
 
 def resumed(known: Known, folder: Path) -> list[str]:
-    listening = Listening()
+    listening = Heard()
     with unflushed():
         run = distill(known.recipe, out=folder, resume=True, progress=listening)
     known.expect_same(run, folder.name)

@@ -17,7 +17,7 @@ from densekd.runs import Run, train
 from densekd.runs.execute import Quiet
 from densekd.runs.folder import require_writable
 from densekd.training.signals import Interrupted
-from runkit import make_place, recipe
+from runkit import Heard, make_place, recipe
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("data"))
 
 
-class Meanwhile(Quiet):
+class Meanwhile(Heard):
     """Does something while the run's checks are under way: the first look at the folder is over."""
 
     def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__()
         self.work: Callable[[], object] | None = work
-        self.lines: list[str] = []
 
     def checking(self, done: int, total: int) -> None:
         if self.work is not None:
             work, self.work = self.work, None
             work()
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 class StopAfter(Quiet):

@@ -8,17 +8,14 @@ import pytest
 
 from densekd.errors import RunError
 from densekd.runs import train
-from densekd.runs.progress import Quiet
 from densekd.training.presence import Presence
-from runkit import log_without_times, make_place, recipe
+from runkit import Heard, log_without_times, make_place, recipe
 
 
-class Moving(Quiet):
+class Moving(Heard):
     def __init__(self, act):
-        self.act, self.lines = act, []
-
-    def said(self, line):
-        self.lines.append(line)
+        super().__init__()
+        self.act = act
 
     def step(self, taken, steps, result):
         if taken == 3:

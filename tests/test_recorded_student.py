@@ -21,11 +21,10 @@ from densekd.models.checkpoint import load_checkpoint
 from densekd.models.run_student import require_recorded, unrecorded
 from densekd.models.specs import CheckpointSpec
 from densekd.runs import Run, train
-from densekd.runs.execute import Quiet
 from densekd.runs.restore import restore_student
 from densekd.runs.score import score_run
 from killkit import unflushed
-from runkit import make_place, recipe
+from runkit import Heard, make_place, recipe
 
 DAMAGED = (
     r"student\.safetensors: damaged: its SHA-256 differs from the one in record\.json\. --resume of that run writes it"
@@ -93,14 +92,6 @@ class TestFile:
         require_recorded(alone)
 
 
-class Listening(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = make_place(tmp_path_factory.mktemp("data"), train=4, val=2)
@@ -131,7 +122,7 @@ def forget(run: Run) -> None:
 
 
 def resumed(run: Run) -> list[str]:
-    listening = Listening()
+    listening = Heard()
     with unflushed():
         train(run.path, resume=True, progress=listening)
     return listening.lines

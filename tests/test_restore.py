@@ -12,9 +12,8 @@ import pytest
 
 from densekd.errors import CheckpointError, RunError
 from densekd.runs import Run, train
-from densekd.runs.execute import Quiet
 from densekd.training.signals import Interrupted
-from runkit import make_place, recipe
+from runkit import Heard, make_place, recipe
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +21,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("data"))
 
 
-class Listening(Quiet):
+class Listening(Heard):
     def __init__(self, stop_after: int = 0) -> None:
-        self.at, self.lines = stop_after, []
+        super().__init__()
+        self.at = stop_after
 
     def step(self, taken: int, steps: int, result: Any) -> None:
         if taken == self.at:
             os.kill(os.getpid(), signal.SIGINT)
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 class StoppedAtOnce(Listening):

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -19,7 +18,8 @@ from densekd.runs import Run, distill, train
 from densekd.runs.execute import Quiet, dry_run
 from densekd.runs.lock import claimed
 from densekd.training.signals import Interrupted, StopSignals
-from runkit import distillation, log_without_times, make_place, recipe
+from killkit import in_a_child
+from runkit import Heard, distillation, log_without_times, make_place, recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="stops runs in forked processes")
 
@@ -38,11 +38,12 @@ def whole(place, tmp_path_factory):
     return distill(distillation(place, place / "teacher"), out=tmp_path_factory.mktemp("whole") / "run")
 
 
-class StopAt(Quiet):
+class StopAt(Heard):
     """Sends this process a signal after a step, or during the evaluation after it; keeps what was said."""
 
     def __init__(self, step: int, number: int = signal.SIGINT, evaluating: bool = False) -> None:
-        self.at, self.number, self.in_evaluation, self.lines = step, number, evaluating, []
+        super().__init__()
+        self.at, self.number, self.in_evaluation = step, number, evaluating
         self.taken = 0
 
     def step(self, taken, steps, result):
@@ -54,9 +55,6 @@ class StopAt(Quiet):
         if self.in_evaluation and self.taken == self.at and done == 0:
             self.taken = -1
             os.kill(os.getpid(), self.number)
-
-    def said(self, line):
-        self.lines.append(line)
 
 
 def same(one: Run, other: Run) -> None:
@@ -196,26 +194,6 @@ class TestInterrupted:
         assert run.path == whole.path
         assert "this run is done already" in progress.lines[0]
         assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")} == before
-
-
-def in_a_child(work) -> int:
-    """The wait status of a forked process that does `work`."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the child did not end")
 
 
 def killed_at(write: int, work) -> bool:

@@ -172,6 +172,18 @@ def goes_on_as(whole: Path, folder: Path, place: Path) -> None:
     assert Run.load(folder / "run").record.status == "done"
 
 
+def signalled_in_step_8(number: int, place: Path, whole: Path, folder: Path, victim: int) -> str:
+    """One process gets the signal; the other ends, and the run resumes. What the other said."""
+    launched = started(folder, asked(place), at_step(8, signalled(number)), victim)
+    codes = ended(launched)
+    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 2)
+    said = launched.err(1 - victim)
+    assert f"error: process {victim} of 2 (counted from 0; pid {launched.children[victim]} on " in said
+    assert Run.load(folder / "run").record.status == ("failed" if victim == 1 else "running")
+    goes_on_as(whole, folder, place)
+    return said
+
+
 class TestStandsStill:
     @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.long)])
     def test_in_a_step(self, place, whole, tmp_path, victim):
@@ -192,15 +204,8 @@ class TestStandsStill:
     @pytest.mark.parametrize("victim", [0, 1])
     def test_stopped(self, place, whole, tmp_path, victim):
         """SIGSTOP: nothing of the process runs any more, nor the store that the first one holds."""
-        launched = started(tmp_path, asked(place), at_step(8, signalled(signal.SIGSTOP)), victim)
-        codes = ended(launched)
-        assert codes[victim] == -signal.SIGKILL
-        assert codes[1 - victim] == 2
-        said = launched.err(1 - victim)
-        assert f"error: process {victim} of 2" in said
+        said = signalled_in_step_8(signal.SIGSTOP, place, whole, tmp_path, victim)
         assert "it is stopped, or its machine is gone; when last heard, " in said
-        assert Run.load(tmp_path / "run").record.status == ("failed" if victim == 1 else "running")
-        goes_on_as(whole, tmp_path, place)
 
     @pytest.mark.long
     def test_loading(self, place, whole, tmp_path):
@@ -292,15 +297,7 @@ class TestStandsStill:
 class TestKilled:
     @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.long)])
     def test_in_a_step(self, place, whole, tmp_path, victim):
-        launched = started(tmp_path, asked(place), at_step(8, signalled(signal.SIGKILL)), victim)
-        codes = ended(launched)
-        assert codes[victim] == -signal.SIGKILL
-        assert codes[1 - victim] == 2
-        said = launched.err(1 - victim)
-        assert f"error: process {victim} of 2 (counted from 0; pid {launched.children[victim]} on " in said
-        assert "go on with --resume" in said
-        assert Run.load(tmp_path / "run").record.status == ("failed" if victim == 1 else "running")
-        goes_on_as(whole, tmp_path, place)
+        assert "go on with --resume" in signalled_in_step_8(signal.SIGKILL, place, whole, tmp_path, victim)
 
     @pytest.mark.long
     def test_before_training(self, place, tmp_path):

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,13 @@ from densekd.errors import CacheError
 from densekd.teacher_cache import MapReader, is_building
 from densekd.teacher_cache.encoding import encode
 from densekd.teacher_cache.summary import WHOLE
+from killkit import forked
 from mapstore import KEY, TAPS, fill, make_set, maps_of, samples, writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")]
 
 IMAGES = 25
 ALL = [(view, index) for view in range(2) for index in range(IMAGES)]
-
-
-def child(work: Callable[[], None]) -> int:
-    """A process that does this work; 0 where it came to its end."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return process
 
 
 def killed_at(step: int) -> None:
@@ -81,7 +68,7 @@ def test_a_kill_before_any_single_step_loses_nothing_committed(tmp_path):
     step, ended = 0, False
     while not ended:
         folder = tmp_path / f"{step}"
-        process = child(lambda folder=folder, step=step: work(folder, step))
+        process = forked(lambda folder=folder, step=step: work(folder, step))
         status = os.waitpid(process, 0)[1]
         ended = status == 0
         assert ended or os.WTERMSIG(status) == signal.SIGKILL
@@ -107,7 +94,7 @@ def test_killed_again_and_again_at_any_time(tmp_path):
 
     kills = 0
     while not (tmp_path / "set" / WHOLE).exists():
-        process = child(lambda: work(tmp_path / "set"))
+        process = forked(lambda: work(tmp_path / "set"))
         time.sleep(generator.uniform(0.0, 0.08))
         os.kill(process, signal.SIGKILL)
         kills += os.waitpid(process, 0)[1] != 0
@@ -134,7 +121,7 @@ def test_ranks_at_once_one_killed_and_the_launch_repeated_with_others(tmp_path):
             made.finish()
 
     for world in (3, 2, 4):
-        ranks = [child(lambda rank=rank, world=world: work(rank, world)) for rank in range(world)]
+        ranks = [forked(lambda rank=rank, world=world: work(rank, world)) for rank in range(world)]
         if world < 4:
             time.sleep(generator.uniform(0.005, 0.03))
             for process in ranks:
@@ -159,7 +146,7 @@ def test_two_launches_at_once_never_both_write(tmp_path):
             made.finish()
 
     for _ in range(4):
-        for process in [child(lambda w=w, r=r: work(w, r)) for w, r in ((1, 0), (2, 1), (2, 0), (3, 2))]:
+        for process in [forked(lambda w=w, r=r: work(w, r)) for w, r in ((1, 0), (2, 1), (2, 0), (3, 2))]:
             assert os.waitpid(process, 0)[1] == 0
     with writer(tmp_path / "set", images=IMAGES) as made:
         fill(made)
@@ -179,7 +166,7 @@ def test_a_loading_process_that_outlives_its_builder_holds_nothing(tmp_path):
             os._exit(0)
         os.read(go[0], 1)
 
-    process = child(work)
+    process = forked(work)
     os.read(ready[0], 1)
     assert is_building(tmp_path / "set")
     os.kill(process, signal.SIGKILL)

@@ -14,7 +14,6 @@ from densekd.errors import ModelError
 from densekd.models.build import code_words
 from densekd.models.specs import ModelSpec
 from densekd.runs import Run, distill, train
-from densekd.runs.progress import Quiet
 
 NORMED = """
 import torch
@@ -24,16 +23,6 @@ def normed(num_classes: int, width: int = 6) -> nn.Module:
     torch.manual_seed(0)
     return student(num_classes, width, dropout=0.0)
 """
-
-
-class Heard(Quiet):
-    """Keeps the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +41,7 @@ def test_networks_of_libraries_execute_no_file() -> None:
 def test_a_file_is_named_before_it_is_executed(place: Path, tmp_path: Path, call: Callable[..., Run]) -> None:
     (tmp_path / "bad.py").write_text("1 / 0")
     asked = runkit.distillation(place, place, student={"model": f"{tmp_path}/bad.py:build"})
-    heard = Heard()
+    heard = runkit.Heard()
     with pytest.raises(ModelError, match=r"bad\.py:1: ZeroDivisionError"):
         call(asked, out=tmp_path / "run", progress=heard)
     files = [f"{tmp_path}/bad.py", f"{place}/nets.py"][: 1 if call is train else 2]

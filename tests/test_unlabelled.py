@@ -33,7 +33,7 @@ from densekd.tasks.segmentation import SegmentationTask
 from densekd.tasks.specs import SegmentationSpec
 from densekd.training.batcher import Batcher
 from densekd.training.signals import Interrupted
-from runkit import COLORS, NAMES, distillation, log_without_times, make_place, recipe
+from runkit import COLORS, NAMES, Heard, distillation, log_without_times, make_place, recipe
 
 
 def pictures(folder: Path, names: list[str], size: tuple[int, int] = (16, 24), seed: int = 1) -> Path:
@@ -294,15 +294,12 @@ class TestBatches:
         assert Batcher(Keys(), 5, 4, seed=2, unlabelled=7, unlabelled_per_batch=3).epochs(10) == 8.0
 
 
-class Told(Quiet):
-    """Keeps what was said."""
+class Told(Heard):
+    """Keeps the pre-flight too."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        super().__init__()
         self.readiness: Any = None
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
     def ready(self, readiness: Any) -> None:
         self.readiness = readiness
