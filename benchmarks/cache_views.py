@@ -18,7 +18,7 @@ one process: short runs of every variant and its student alone take turns, first
 
 The record, `results/cache-views-<study>.json`, holds mIoU by variant and seed with mean and spread, differences to
 `live` paired by seed, median and spread of the timed steps, and what each set cost; `times_alone` is against the
-student alone of the same variant.
+student alone of the same variant. `commit` is that of the timing, `trained_at` those of the runs.
 """
 
 from __future__ import annotations
@@ -227,6 +227,7 @@ def _record(
         "name": f"cache-views-{given.study}",
         "command": f"python benchmarks/cache_views.py {given.study}{given_data} --jobs {given.jobs}",
         "commit": commit(),
+        "trained_at": sorted({str(one.record.environment.get("commit")) for one in _all(found)}),
         "n": len(given.seeds),
         "steps": run.steps,
         "epochs": run.epochs,
@@ -236,6 +237,10 @@ def _record(
         "jobs": given.jobs,
         "environment": environment(),
     }
+
+
+def _all(found: Mapping[str, Found]) -> list[Run]:
+    return [run for methods in found.values() for runs in methods.values() for run in runs.values()]
 
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
