@@ -14,7 +14,7 @@ again; an interrupted one goes on.
 
 Runs go on beside each other (`--jobs`), so their own seconds say nothing. When all have finished, steps are timed in
 one process: short runs of every variant and its student alone take turns, first to last and back
-(`densekd.study.calibration`). Leave the machine to it.
+(`densekd.study.timing`). Leave the machine to it.
 
 The record, `results/cache-views-<study>.json`, holds mIoU by variant and seed with mean and spread, differences to
 `live` paired by seed, median and spread of the timed steps, and what each set cost; `times_alone` is against the
@@ -34,12 +34,13 @@ from densekd.cli.guard import guarded
 from densekd.cli.show import Watch, table
 from densekd.config import Recipe, load_recipe
 from densekd.errors import ConfigError, RunError
-from densekd.files import remove_folder, write_json
+from densekd.files import write_json
 from densekd.records import StudyRecord, commit, environment
 from densekd.runs import Run, train
 from densekd.study import prepare
-from densekd.study.calibration import time_methods
+from densekd.study.calibration import warm_up_of
 from densekd.study.statistics import paired_gain, spread
+from densekd.study.timing import timed
 
 Runs = Mapping[int, Run]
 Found = Mapping[str, Runs]
@@ -157,7 +158,9 @@ def _compared(recipe: Recipe, variant: str, given: argparse.Namespace) -> tuple[
 
 
 def _timed(found: Mapping[str, Found], folder: Path) -> Seconds:
-    """Seconds of single steps by variant and method; all take turns in this process."""
+    """Seconds of single steps by variant and method; all take turns in one process, set up as that of a run."""
+    first = next(iter(found[LIVE][METHOD].values()))
+    warm_up = warm_up_of(first.recipe, first.record.images["train"].count)
     asked = []
     for variant, runs in found.items():
         for method, kind in ((ALONE, "train"), (METHOD, "distill")):
@@ -165,10 +168,7 @@ def _timed(found: Mapping[str, Found], folder: Path) -> Seconds:
             asked.append({"name": f"{variant}/{method}", "kind": kind, "recipe": recipe})
     with Board() as board:
         board.said(f"timing steps of {len(found)} variants, each beside its student alone")
-        try:
-            seconds = time_methods(asked, folder, board.run("time"))
-        finally:
-            remove_folder(folder)
+        (seconds,) = timed(asked, [{}], folder, board, warm_up)
     return {variant: {method: seconds[f"{variant}/{method}"] for method in (ALONE, METHOD)} for variant in found}
 
 

@@ -22,7 +22,7 @@ from densekd.runs.execute import resolve
 from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch
 from densekd.study import check_seeds, prepare, resolve_methods
-from densekd.study.calibration import median_of, steps_for
+from densekd.study.calibration import median_of, steps_for, warm_up_of
 from densekd.study.check import lengths_of
 from densekd.study.comparison import _Ready
 from densekd.study.machine import share_out
@@ -416,6 +416,19 @@ class TestPlan:
             "budget: 6.0 s of training for each method, as long as the student alone takes for its 6 steps",
             "budget: channelwise: 3 steps, each 2.00 times one of the student alone",
         ]
+
+    def test_images_kept_in_memory_are_read_before_anything_is_timed(self, base):
+        """Three steps; where images are kept, those of one pass more: over the labelled or over the others."""
+
+        def steps(**changes):
+            return warm_up_of(load_recipe(base.model_dump(mode="json"), changes), 21, 30)
+
+        batch = {"train.batch_size": 4, "train.accumulate": 2}
+        ratio = {"data.unlabelled": {"root": ".", "ratio": 0.2}}  # one beside four, two a step
+        assert warm_up_of(base, 21, 30) == 3
+        assert steps(**batch) == 3
+        assert steps(**batch, **{"data.in_memory": True}) == 3 + 3
+        assert steps(**batch, **{"data.in_memory": True}, **ratio) == 3 + 15
 
     def test_a_length_below_the_warm_up_is_refused(self, base):
         slow = load_recipe(base.model_dump(mode="json"), {"train.schedule.warmup_steps": 4})

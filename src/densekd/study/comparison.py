@@ -18,6 +18,7 @@ from densekd.runs import Run
 from densekd.runs.lock import claimed, require_unclaimed
 from densekd.runs.page import unless_written
 from densekd.study.cache import shared_maps, shared_words
+from densekd.study.calibration import warm_up_of
 from densekd.study.check import lengths, lengths_of, open_study, require_ready
 from densekd.study.engine import Settled, settle, settled_words
 from densekd.study.looks import keep_first_beside
@@ -177,7 +178,11 @@ class Comparison:
         if self.budget == "steps":
             plan = plan_by_steps(before, settled.base, self.methods, steps, self.share)
         else:
-            plan = plan_by_seconds(before, settled.base, self.methods, steps, self.share, self.folder, self.watch)
+            data = settled.opened.parts.data
+            warm_up = warm_up_of(settled.base, len(data.train), len(data.unlabelled or ()))
+            plan = plan_by_seconds(
+                before, settled.base, self.methods, steps, self.share, self.folder, self.watch, warm_up
+            )
         plan = plan.model_copy(update={"teacher": settled.planned})
         write_plan(self.folder, plan)
         self._say(told(plan, self.methods))

@@ -14,9 +14,9 @@ from densekd.records import STUDENT_ALONE, Budget, PlannedMethod, StudyPlan, dum
 from densekd.study.calibration import median_of, steps_for
 from densekd.study.machine import Share
 from densekd.study.methods import Method
-from densekd.study.pool import Job, run_jobs
 from densekd.study.progress import Silent
 from densekd.study.tasks import digest_of
+from densekd.study.timing import timed
 
 PLAN = "plan.json"
 
@@ -78,6 +78,7 @@ def plan_by_seconds(
     share: Share,
     folder: Path,
     watch: Silent,
+    warm_up: int,
 ) -> StudyPlan:
     """Every method trains for as long as the student alone takes for its steps.
 
@@ -93,10 +94,10 @@ def plan_by_seconds(
     if not missing:
         assert before is not None
         return before
-    timed = [methods[0], *(method for method in missing if method.name != STUDENT_ALONE)]
-    watch.said(f"budget: timing a few steps of {', '.join(method.name for method in timed)}")
+    first = [methods[0], *(method for method in missing if method.name != STUDENT_ALONE)]
+    watch.said(f"budget: timing a few steps of {', '.join(method.name for method in first)}")
     alone = steps[STUDENT_ALONE]
-    seconds = _calibrate(base, timed, alone, share, folder, watch)
+    seconds = _calibrate(base, first, alone, share, folder, watch, warm_up)
     reference, _ = seconds[STUDENT_ALONE]
     made = []
     for method in missing:
@@ -132,7 +133,7 @@ def _joined(
 
 
 def _calibrate(
-    base: Recipe, methods: Sequence[Method], steps: int, share: Share, folder: Path, watch: Silent
+    base: Recipe, methods: Sequence[Method], steps: int, share: Share, folder: Path, watch: Silent, warm_up: int
 ) -> dict[str, tuple[float, int]]:
     """Median seconds of a step of each method, and from how many: one calibration per run at a time, side by side."""
     asked = [
@@ -143,24 +144,8 @@ def _calibrate(
         }
         for method in methods
     ]
-    scratch = folder / ".calibration.part"  # swept away if we are killed
-    jobs = [
-        Job(
-            f"timing-{place}",
-            {"work": "calibrate", "methods": asked, "folder": str(scratch / str(place))},
-            scratch / f"{place}.txt",
-        )
-        for place in range(len(share.places))
-    ]
-    try:
-        outcomes = run_jobs(jobs, share.places, watch)
-        failed = [outcome for outcome in outcomes if outcome.status != "done"]
-        if failed:
-            raise RunError(f"budget: the methods could not be timed: {failed[0].reason}")
-    finally:
-        files.remove_folder(scratch)
-    told = [event["samples"] for outcome in outcomes for event in outcome.told if "samples" in event]
-    return {method.name: median_of([samples[method.name] for samples in told]) for method in methods}
+    samples = timed(asked, share.places, folder / ".calibration.part", watch, warm_up)  # swept away if we are killed
+    return {method.name: median_of([some[method.name] for some in samples]) for method in methods}
 
 
 def told(plan: StudyPlan, methods: Sequence[Method]) -> list[str]:

@@ -47,7 +47,7 @@ def run(request: Mapping[str, Any], send: Send) -> None:
 def calibrate(request: Mapping[str, Any], send: Send) -> None:
     """Time a few steps of several methods."""
     host_memory.ask(load_recipe(request["methods"][0]["recipe"]).runtime)
-    found = time_methods(request["methods"], Path(request["folder"]), Relay(send))
+    found = time_methods(request["methods"], Path(request["folder"]), Relay(send), request["warm_up"])
     send({"samples": found})
 
 
