@@ -21,8 +21,9 @@ from densekd.runs.assemble import assemble, build_distiller, build_teacher
 from densekd.runs.execute import resolve
 from densekd.runs.folder import start_folder
 from densekd.runs.forecast import training_batch
+from densekd.runs.progress import Quiet
 from densekd.study import check_seeds, prepare, resolve_methods
-from densekd.study.calibration import median_of, steps_for, warm_up_of
+from densekd.study.calibration import _Enough, _Timing, median_of, steps_for, warm_up_of
 from densekd.study.check import lengths_of
 from densekd.study.comparison import _Ready
 from densekd.study.machine import share_out
@@ -31,6 +32,7 @@ from densekd.study.plan import current, plan_by_steps, planned_steps, read_plan,
 from densekd.study.pool import Job, Outcome
 from densekd.study.tasks import comparable, digest_of, left_aside, plan_tasks, require_same
 from densekd.training.specs import TermSpec
+from densekd.training.stepper import StepResult
 from studykit import TEACHER, Keeping, comparable_recipe, place_with_teacher
 
 
@@ -429,6 +431,15 @@ class TestPlan:
         assert steps(**batch) == 3
         assert steps(**batch, **{"data.in_memory": True}) == 3 + 3
         assert steps(**batch, **{"data.in_memory": True}, **ratio) == 3 + 15
+
+    def test_steps_of_the_warm_up_are_not_timed(self):
+        timing = _Timing(Quiet(), warm_up=4)
+        results = [StepResult(1.0, {}, None, 0.1, float(taken), 0.0, False) for taken in range(1, 10)]
+        for taken, result in enumerate(results[:-1], 1):
+            timing.step(taken, 99, result)
+        with pytest.raises(_Enough):
+            timing.step(9, 99, results[-1])
+        assert timing.seconds == [5.0, 6.0, 7.0, 8.0, 9.0]  # at least five, and fifteen seconds of them
 
     def test_a_length_below_the_warm_up_is_refused(self, base):
         slow = load_recipe(base.model_dump(mode="json"), {"train.schedule.warmup_steps": 4})

@@ -60,7 +60,7 @@ def warm_up_of(recipe: Recipe, images: int, unlabelled: int = 0) -> int:
 
 
 def time_methods(
-    methods: Sequence[Mapping[str, Any]], folder: Path, watch: Quiet, warm_up: int = _WARM_UP
+    methods: Sequence[Mapping[str, Any]], folder: Path, watch: Quiet, warm_up: int
 ) -> dict[str, list[float]]:
     """Seconds of single steps (loading, both networks, all terms, update) of each method.
 
